@@ -1,0 +1,9 @@
+// Every operator's schema, in the order of the README. The contract of each stands in its header.
+#include "common/torch_op.h"
+
+STABLE_TORCH_LIBRARY(fastif_ext, m) {
+  // curvature products and LiSSA
+  m.def(
+      "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "
+      "Tensor? mask=None) -> (Tensor delta_sq, Tensor norm_sq, Tensor finite)");
+}

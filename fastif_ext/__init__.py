@@ -1,0 +1,8 @@
+"""Faithful and fast influence functions for PyTorch."""
+
+from fastif_ext.build import build_info
+from fastif_ext.ops import LissaStep, lissa_update_
+
+__version__ = str(build_info()["version"])
+
+__all__ = ["LissaStep", "build_info", "lissa_update_"]

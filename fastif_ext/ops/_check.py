@@ -1,0 +1,91 @@
+"""Argument checks shared by the operators: errors name the argument, the value and the remedy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def shape(t: Tensor) -> str:
+    """The shape of `t` as it stands in messages: ``[3, 4]``."""
+    return str(list(t.shape))
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: Tensor,
+    *,
+    dims: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...] = FLOATING,
+) -> None:
+    """Require a tensor with one of the numbers of dimensions and one of the dtypes."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dim() not in dims:
+        wanted = " or ".join(f"{d}-D" for d in dims)
+        raise ValueError(f"{op}: {name} must be {wanted}, got shape {shape(value)}")
+    if value.dtype not in dtypes:
+        wanted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(
+            f"{op}: {name} has dtype {value.dtype}; supported: {wanted}. "
+            f"Convert it with {name}.to(...)"
+        )
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Require all given tensors on one device, and that fastif_ext has kernels for it."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    devices = {t.device for t in given.values()}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {t.device}" for name, t in given.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {where}")
+    device = devices.pop()
+    if device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"{op}: tensors are on {device}, but this build of fastif_ext has CPU kernels only "
+            f"(see fastif_ext.build_info()). Move them with .cpu()"
+        )
+
+
+def check_no_grad(op: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors that autograd tracks: the operators have no backward."""
+    if torch.is_grad_enabled():
+        for name, t in tensors.items():
+            if t is not None and t.requires_grad:
+                raise RuntimeError(
+                    f"{op} is not differentiable, but {name} requires grad: pass {name}.detach() "
+                    f"or call it under torch.no_grad()"
+                )
+
+
+def check_count(op: str, name: str, value: int, *, low: int, high: int | None = None) -> None:
+    """Require an integer in [low, high]."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
+
+
+def draw_seed(op: str, seed: int | None, generator: torch.Generator | None) -> int:
+    """The integer seed of an operator: `seed` itself, or 63 bits drawn from `generator`.
+
+    Without either, torch's default generator is used, as by torch.multinomial.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError(f"{op}: pass either seed or generator, not both")
+        if not isinstance(seed, (int, torch.SymInt)) or isinstance(seed, bool):
+            raise TypeError(f"{op}: seed must be an int, got {type(seed).__name__}")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"{op}: seed must fit in 64 bits, got {seed}")
+        return seed
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{op}: inside torch.compile pass seed= (an int); drawing one would sync"
+        )
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
