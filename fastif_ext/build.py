@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    from fastif_ext import _C
+    import fastif_ext._C as _C
 except ImportError as error:
     raise ImportError(
         "fastif_ext's native module could not be loaded. Build it in this environment with "

@@ -4,7 +4,7 @@ One file per family, each function with its meta ("fake") kernel beside it. Impo
 loads the native module, which registers the operators.
 """
 
-from fastif_ext import _C  # noqa: F401  registers torch.ops.fastif_ext
+import fastif_ext._C  # noqa: F401  registers torch.ops.fastif_ext
 from fastif_ext.ops.hvp import LissaStep, lissa_update_
 
 __all__ = ["LissaStep", "lissa_update_"]

@@ -1,0 +1,64 @@
+# make demo | test | native-test | lint | clean
+#
+# Each target does all its own set-up. If PYTHON has torch >= 2.11 it is used as it is; otherwise, or
+# when TORCH=version is given, a virtual environment with that torch is made.
+PYTHON ?= python3
+DEFAULT_TORCH := 2.13.0
+
+HAS_TORCH := $(shell $(PYTHON) -c "import torch; \
+  print(int(tuple(int(x) for x in torch.__version__.split('.')[:2]) >= (2, 11)))" 2>/dev/null)
+
+ifneq ($(TORCH),)
+  VENV := .venv-torch-$(TORCH)
+else ifeq ($(HAS_TORCH),1)
+  VENV :=
+else
+  TORCH := $(DEFAULT_TORCH)
+  VENV := .venv
+endif
+
+ifeq ($(VENV),)
+  PY := $(PYTHON)
+  READY := build/.ready
+else
+  PY := $(CURDIR)/$(VENV)/bin/python
+  READY := $(VENV)/.ready
+endif
+
+TOOLS := "setuptools>=77" "pybind11>=2.12" ninja wheel
+.PHONY: demo test native-test lint install clean
+
+demo: install
+	cd build && $(PY) -m fastif_ext demo --output ../demo
+
+# From another folder, so that the installed package is tested and not the sources.
+test: install
+	cd build && $(PY) -m pytest ../python_tests $(ARGS)
+
+install: $(READY)
+	rm -rf build/lib* build/bdist*
+	$(PY) -m pip install -q --no-build-isolation --no-deps --force-reinstall .
+
+$(READY): pyproject.toml
+ifneq ($(VENV),)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q "torch==$(TORCH)" numpy
+endif
+	$(PY) -m pip install -q $(TOOLS)
+	$(PY) -m pip install -q --no-build-isolation ".[test]"
+	mkdir -p $(@D) && touch $@
+
+native-test:
+	cmake -S . -B build/native
+	cmake --build build/native --parallel
+	ctest --test-dir build/native --output-on-failure
+
+lint: install
+	$(PY) -m pip install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m clang_format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(PY) -m mypy
+
+clean:
+	rm -rf build .venv .venv-torch-* *.egg-info

@@ -1,0 +1,329 @@
+"""Curvature of a model's loss on a data set, as a symmetric linear operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastif_ext.data import BATCH, Data, batch_rows, batches, evaluating, to_device, tree_map
+from fastif_ext.parameters import Params, Selection
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class WeightedLoss:
+    """``sum_i w_i loss(z_i)`` over a data set, chunk by chunk, as a function of some parameters.
+
+    What Hessian and mean_gradient share. The model is called functionally, in eval mode, on
+    detached copies of its parameters: nothing of it is changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Data,
+        *,
+        weights: Tensor | None = None,
+        params: Params = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self.model, self.loss_fn = model, loss_fn
+        self.selection = Selection(model, params)
+        self.leaves = {
+            name: p.detach().clone().requires_grad_() for name, p in self.selection.touched.items()
+        }
+        first = next(iter(self.leaves.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self._batches = [
+            (to_device(inputs, self.device), targets.to(self.device))
+            for inputs, targets in map(_require_targets, batches(data, chunk_size or BATCH))
+        ]
+        self.rows = sum(batch_rows(inputs) for inputs, _ in self._batches)
+        if self.rows == 0:
+            raise ValueError("data has no rows")
+        if weights is not None:
+            if weights.shape != (self.rows,):
+                raise ValueError(
+                    f"weights must have one entry for each of the {self.rows} rows of data, got "
+                    f"shape {list(weights.shape)}"
+                )
+            if not weights.isfinite().all():
+                raise ValueError("weights must be finite")
+            weights = weights.detach().to(self.device, self.dtype)
+        self.weights = weights
+        self._others = {
+            name: t.detach()
+            for name, t in [*model.named_parameters(), *model.named_buffers()]
+            if name not in self.leaves
+        }
+
+    def chunks(self, size: int | None = None) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
+        """(inputs, targets, weights) in order, batches cut to at most `size` rows."""
+        row = 0
+        for inputs, targets in self._batches:
+            n = batch_rows(inputs)
+            for i in range(0, n, size or n):
+                part = slice(i, min(n, i + (size or n)))
+                w = (
+                    None
+                    if self.weights is None
+                    else self.weights[row + part.start : row + part.stop]
+                )
+                yield tree_map(lambda t, part=part: t[part], inputs), targets[part], w
+            row += n
+
+    def outputs(self, inputs: Any) -> Any:
+        """The model's outputs as a function of the leaves."""
+        return functional_call(
+            self.model,
+            {**self._others, **self.leaves},
+            args=() if isinstance(inputs, dict) else (inputs,),
+            kwargs=inputs if isinstance(inputs, dict) else None,
+        )
+
+    def loss(self, inputs: Any, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """The chunk's part of the sum. Without weights every row weighs 1/n."""
+        outputs = self.outputs(inputs)
+        if weights is None:
+            return self.loss_fn(outputs, targets) * (batch_rows(inputs) / self.rows)
+        return (per_example(self.loss_fn, outputs, targets) * weights).sum()
+
+    def gradient(self, chunk: tuple[Any, Tensor, Tensor | None], *, graph: bool) -> list[Tensor]:
+        """Gradient of a chunk's loss, one tensor per leaf; differentiable again with `graph`."""
+        with evaluating(self.model), torch.enable_grad():
+            value = self.loss(*chunk)
+            if value.dim() != 0:
+                raise ValueError(
+                    f"loss_fn must return the mean loss, a scalar; got shape {list(value.shape)}. "
+                    f"Use reduction='mean'"
+                )
+            return list(
+                torch.autograd.grad(
+                    value, list(self.leaves.values()), create_graph=graph, materialize_grads=True
+                )
+            )
+
+
+def per_example(loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:
+    """Loss of each example, [b]: the mean-reducing loss_fn applied to one example at a time."""
+
+    def one(output: Any, target: Tensor) -> Tensor:
+        return loss_fn(tree_map(lambda t: t.unsqueeze(0), output), target.unsqueeze(0))
+
+    return torch.func.vmap(one)(outputs, targets)
+
+
+def mean_gradient(
+    model: nn.Module,
+    loss_fn: Loss,
+    data: Data,
+    *,
+    weights: Tensor | None = None,
+    params: Params = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Gradient of the mean loss over a data set (or of ``sum_i w_i loss(z_i)``).
+
+    Args:
+        model, loss_fn, data, weights, params, chunk_size: as for Hessian.
+
+    Returns:
+        [p], the selected parameters in named_parameters() order.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> model, x = torch.nn.Linear(2, 1, bias=False), torch.eye(2)
+        >>> loss = lambda out, target: (out - target).mean()
+        >>> fi.mean_gradient(model, loss, (x, torch.zeros(2, 1)))
+        tensor([0.5000, 0.5000])
+    """
+    total = WeightedLoss(
+        model, loss_fn, data, weights=weights, params=params, chunk_size=chunk_size
+    )
+    gradient = None
+    for chunk in total.chunks():
+        part = total.selection.join([g[None] for g in total.gradient(chunk, graph=False)])[0]
+        gradient = part if gradient is None else gradient + part
+    assert gradient is not None
+    return gradient
+
+
+class Hessian:
+    """Hessian of the mean loss (or of ``sum_i w_i loss(z_i)``) over a fixed set of rows.
+
+    A symmetric linear operator: ``H @ v`` by double backward. The gradient's graph is built once
+    and reused by every product if it fits into `graph_memory`; otherwise it is rebuilt chunk by
+    chunk, in chunks that do fit. All right-hand sides go through in one batch.
+
+    Args:
+        model: any network; called functionally in eval mode, left as it was.
+        loss_fn: loss_fn(outputs, targets) -> mean loss over the examples given to it.
+        data: (inputs, targets) tensors, a map-style Dataset or a DataLoader. It is read once, so
+            a shuffling loader gives a fixed operator; short batches weigh by their size. Inputs
+            may be a tensor, a dict (passed as keyword arguments) or a sequence of tensors.
+        weights: one per row, the w_i; by default 1/n each.
+        params: None (all trainable), a list of names or fnmatch patterns, a module of the model, or
+            a bool mask over all trainable parameters in named_parameters() order.
+        chunk_size: rows per chunk; by default as many as fit.
+        graph_memory: bytes that kept graphs may take, default 1 GiB.
+
+    Attributes:
+        dim: number of selected parameters p. dtype, device: of the parameters.
+        rows: number of rows of data. cached: whether the graph is kept between products.
+        graph_bytes: memory that the graph of all rows takes, extrapolated from its first rows.
+
+    Raises:
+        ValueError: arguments that do not fit, a model whose outputs are not reproducible.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> model, x = torch.nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> H = fi.Hessian(model, torch.nn.functional.mse_loss, (x, torch.zeros(2, 1)))
+        >>> H @ torch.tensor([1.0, 1.0])  # (2/n) X^T X v
+        tensor([1., 4.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Data,
+        *,
+        weights: Tensor | None = None,
+        params: Params = None,
+        chunk_size: int | None = None,
+        graph_memory: int = 1 << 30,
+    ) -> None:
+        self._loss = WeightedLoss(
+            model, loss_fn, data, weights=weights, params=params, chunk_size=chunk_size
+        )
+        self.selection = self._loss.selection
+        self.dim, self.rows = self.selection.dim, self._loss.rows
+        self.dtype, self.device = self._loss.dtype, self._loss.device
+        self._leaves = list(self._loss.leaves.values())
+        self._check_reproducible()
+        per_row = self._graph_bytes_per_row()
+        self.graph_bytes = int(per_row * self.rows)
+        self.cached = self.graph_bytes <= graph_memory
+        fitting = max(1, int(graph_memory / max(per_row, 1)))
+        self._chunk = min(chunk_size or fitting, fitting)
+        self._graphs: list[list[Tensor]] | None = None
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v of shape [p] or [R, p]."""
+        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[-1] != self.dim:
+            got = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(f"H @ v: v must have shape [{self.dim}] or [R, {self.dim}], got {got}")
+        if v.dtype != self.dtype or v.device != self.device:
+            raise ValueError(
+                f"H @ v: v is {v.dtype} on {v.device}, the parameters are {self.dtype} on "
+                f"{self.device}; use v.to(H.device, H.dtype)"
+            )
+        batch = v if v.dim() == 2 else v[None]
+        product = self.selection.join(self._tensors(batch))
+        return product if v.dim() == 2 else product[0]
+
+    def products(self, v: Tensor) -> list[Tensor]:
+        """H v for v [R, p], as autograd returns it: tensors [R, *shape] adding up to p columns.
+
+        What lissa_update_ reads without a flattening copy.
+        """
+        tensors = self._tensors(v)
+        return tensors if self.selection.mask is None else [self.selection.join(tensors)]
+
+    def unflatten(self, v: Tensor) -> dict[str, Tensor]:
+        """[p] or [R, p] to a tensor per parameter, zero where a mask leaves entries out."""
+        batch = v if v.dim() == 2 else v[None]
+        parts = self.selection.split(batch)
+        names = self.selection.touched
+        return {
+            name: part if v.dim() == 2 else part[0] for name, part in zip(names, parts, strict=True)
+        }
+
+    def _tensors(self, v: Tensor) -> list[Tensor]:
+        directions = self.selection.split(v.detach())
+        total: list[Tensor] | None = None
+        for gradient in self._gradients():
+            part = self._differentiate(gradient, directions)
+            total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        assert total is not None
+        return total
+
+    def _gradients(self) -> Iterator[list[Tensor]]:
+        """The gradient of each chunk, with its graph."""
+        if self._graphs is not None:
+            yield from self._graphs
+            return
+        graphs = []
+        for chunk in self._loss.chunks(self._chunk):
+            gradient = self._loss.gradient(chunk, graph=True)
+            if self.cached:
+                graphs.append(gradient)
+            yield gradient
+        if self.cached:
+            self._graphs = graphs
+
+    def _differentiate(self, gradient: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+        """The gradient's derivative along each of R directions, [R, *shape] per leaf."""
+        live = [i for i, g in enumerate(gradient) if g.requires_grad]
+        if not live:
+            return [torch.zeros_like(d) for d in directions]
+        single = directions[0].shape[0] == 1
+        found = torch.autograd.grad(
+            [gradient[i] for i in live],
+            self._leaves,
+            [directions[i][0] if single else directions[i] for i in live],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=not single,
+        )
+        return [
+            torch.zeros_like(d) if f is None else f.detach()[None] if single else f.detach()
+            for f, d in zip(found, directions, strict=True)
+        ]
+
+    def _graph_bytes_per_row(self) -> float:
+        """Bytes that the gradient's graph keeps per row, seen on the first rows."""
+        seen: dict[int, int] = {}
+        own = {t.untyped_storage().data_ptr() for t in self._leaves}
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        inputs, targets, weights = next(self._loss.chunks(64))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            # held until the count is done, so that no address is used twice
+            gradient = self._loss.gradient((inputs, targets, weights), graph=True)
+        fixed = sum(t.numel() * t.element_size() for t in gradient)
+        return max(0, sum(seen.values()) - fixed) / batch_rows(inputs)
+
+    def _check_reproducible(self) -> None:
+        inputs = next(self._loss.chunks(64))[0]
+        with evaluating(self._loss.model), torch.no_grad():
+            first, second = self._loss.outputs(inputs), self._loss.outputs(inputs)
+        same: list[bool] = []
+        a: list[Tensor] = []
+        tree_map(lambda t: a.append(t) or t, first)
+        tree_map(lambda t: same.append(torch.allclose(t, a.pop(0), equal_nan=True)) or t, second)
+        if not all(same):
+            raise ValueError(
+                "model gives different outputs for the same inputs in eval mode; make it "
+                "reproducible (no dropout outside nn.Dropout, no random augmentation inside it)"
+            )
+
+
+def _require_targets(batch: tuple[Any, Any]) -> tuple[Any, Tensor]:
+    inputs, targets = batch
+    if targets is None:
+        raise ValueError("data must give (inputs, targets); its batches hold no targets")
+    return inputs, torch.as_tensor(targets)

@@ -1,0 +1,123 @@
+"""Batches of whatever a user's data comes in: tensors, a Dataset, a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+BATCH = 1024
+
+Data = tuple[Any, Tensor] | Dataset[Any] | DataLoader[Any]
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """(inputs, labels) of a batch; labels is None where the batch has none."""
+    if isinstance(batch, Mapping):
+        for key in ("labels", "label"):
+            if key in batch:
+                return {k: v for k, v in batch.items() if k != key}, batch[key]
+        return batch, None
+    if isinstance(batch, (tuple, list)):
+        if len(batch) == 1:
+            return batch[0], None
+        if len(batch) == 2:
+            return batch[0], batch[1]
+        raise ValueError(
+            f"a batch must be (inputs, labels), inputs alone or a dict, got a "
+            f"{type(batch).__name__} of {len(batch)}; use a collate_fn that returns one of these"
+        )
+    return batch, None
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """model(inputs), or model(**inputs) for a dict."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def tree_map(f: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """F applied to a tensor, or to every tensor of a dict or sequence."""
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, Mapping):
+        return {k: tree_map(f, v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(tree_map(f, v) for v in value)
+    return value
+
+
+def to_device(inputs: Any, device: torch.device | str) -> Any:
+    """A tensor, or a dict or sequence of tensors, moved to the device."""
+    return tree_map(lambda t: t.to(device, non_blocking=True), inputs)
+
+
+def batch_rows(inputs: Any) -> int:
+    """Number of examples in a batch of inputs."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return batch_rows(next(iter(values)))
+
+
+def loader(data: Dataset[Any], batch_size: int = BATCH) -> DataLoader[Any]:
+    """Batches of a dataset in its order; a TensorDataset is sliced, not collated row by row."""
+    generator = torch.Generator()  # a DataLoader draws a seed: not from torch's global generator
+    if isinstance(data, TensorDataset):
+        slices = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
+        return DataLoader(data, batch_size=None, sampler=slices, generator=generator)
+    return DataLoader(data, batch_size=batch_size, generator=generator)
+
+
+def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
+    """(inputs, targets) batches: of a DataLoader as it gives them, of the rest in order."""
+    if isinstance(data, DataLoader):
+        yield from map(split_batch, data)
+    elif isinstance(data, tuple):
+        if len(data) != 2:
+            raise ValueError(f"data must be (inputs, targets), got a tuple of {len(data)}")
+        inputs, targets = data
+        if batch_rows(inputs) != len(targets):
+            raise ValueError(
+                f"data has {batch_rows(inputs)} inputs and {len(targets)} targets; they must match"
+            )
+        for i in range(0, len(targets), batch_size):
+            yield (
+                tree_map(lambda t, i=i: t[i : i + batch_size], inputs),
+                targets[i : i + batch_size],
+            )
+    elif isinstance(data, Dataset):
+        yield from map(split_batch, loader(data, batch_size))
+    else:
+        raise TypeError(
+            f"data must be (inputs, targets), a Dataset or a DataLoader, got {type(data).__name__}"
+        )
+
+
+def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
+    """The rows of tensors or of a map-style dataset, in that order, repeats included."""
+    if isinstance(data, TensorDataset):
+        return TensorDataset(*(t[rows] for t in data.tensors))
+    if isinstance(data, tuple):
+        return tree_map(lambda t: t[rows], data[0]), data[1][rows]
+    return Subset(data, rows.tolist())
+
+
+def count(data: tuple[Any, Tensor] | Dataset[Any]) -> int:
+    """Number of rows of tensors or of a map-style dataset."""
+    return len(data[1]) if isinstance(data, tuple) else len(data)  # type: ignore[arg-type]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode; restore each module's own flag afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,166 @@
+"""One pass of a model over a DataLoader: logits, features, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from tqdm.auto import tqdm
+
+from fastif_ext.data import call, evaluating, split_batch, to_device
+
+Layer = str | Callable[[Any], Tensor] | None
+
+
+class Extracted(NamedTuple):
+    """What one pass over n rows gave, on the CPU, in the loader's order."""
+
+    logits: Tensor
+    """[n, Y], the model's dtype."""
+    features: Tensor | None
+    """[n, d], flattened per row; None where no layer was asked for."""
+    labels: Tensor | None
+    """int64 [n]; None where the batches hold no labels."""
+
+
+class ExtractedBatch(NamedTuple):
+    """The same for one batch, and the number of its first row."""
+
+    row_offset: int
+    logits: Tensor
+    features: Tensor | None
+    labels: Tensor | None
+
+
+def extract(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    *,
+    layer: Layer = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Extracted:
+    """Run the model once over the loader and keep its logits, features and labels.
+
+    The model runs in eval mode without gradients and is left as it was found.
+
+    Args:
+        model: maps a batch's inputs to logits [b, Y] (a tensor, or an object with ``.logits``).
+        loader: batches ``(inputs, labels)``, ``inputs`` alone, or a dict with an optional key
+            ``labels`` or ``label``. It must not shuffle: rows are numbered as in the dataset.
+        layer: where features come from. ``"penultimate"``: the input of the model's last nn.Linear;
+            another string: the output of the submodule of that name; a callable: any other
+            network, applied to the inputs (extrinsic features); None: no features.
+        device: where the model runs; by default the device of its first parameter.
+        progress: show a progress bar.
+
+    Returns:
+        Extracted(logits [n, Y], features [n, d] or None, labels int64 [n] or None), on the CPU.
+
+    Raises:
+        ValueError: a shuffling loader, an empty one, an unknown layer, logits that are not 2-D.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.randn(10, 4), torch.arange(10) % 3)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3))
+        >>> got = fi.extract(model, DataLoader(data, 4), layer="penultimate", progress=False)
+        >>> got.logits.shape, got.features.shape, got.labels.shape
+        (torch.Size([10, 3]), torch.Size([10, 5]), torch.Size([10]))
+    """
+    batches = list(stream(model, loader, layer=layer, device=device, progress=progress))
+    if not batches:
+        raise ValueError("extract: loader gave no batch; it needs at least one row")
+    features = [b.features for b in batches if b.features is not None]
+    labels = [b.labels for b in batches if b.labels is not None]
+    return Extracted(
+        torch.cat([b.logits for b in batches]),
+        torch.cat(features) if features else None,
+        torch.cat(labels) if labels else None,
+    )
+
+
+def stream(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    *,
+    layer: Layer = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Iterator[ExtractedBatch]:
+    """The same pass, batch by batch, for what needs no more than one batch in memory."""
+    _refuse_shuffling(loader)
+    if device is None:
+        first = next(model.parameters(), None)
+        device = first.device if first is not None else torch.device("cpu")
+    network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
+    row_offset = 0
+    with evaluating(model), _capture(model, name) as captured:
+        for batch in tqdm(loader, desc="logits", unit="batch", disable=not progress):
+            inputs, labels = split_batch(batch)
+            inputs = to_device(inputs, device)
+            with torch.no_grad():
+                output = call(model, inputs)
+                features = captured.pop() if name is not None else None
+                if network is not None:
+                    features = network(inputs)
+            logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+            if not isinstance(logits, Tensor) or logits.dim() != 2:
+                got = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+                raise ValueError(f"extract: the model must return logits [batch, Y], got {got}")
+            yield ExtractedBatch(
+                row_offset,
+                logits.detach().cpu(),
+                None if features is None else features.detach().flatten(1).cpu(),
+                None if labels is None else torch.as_tensor(labels).cpu().long(),
+            )
+            row_offset += logits.shape[0]
+
+
+@contextmanager
+def _capture(model: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
+    """A list that receives the named layer's features at every forward pass."""
+    captured: list[Tensor] = []
+    if name is None:
+        yield captured
+        return
+
+    def keep(value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"extract: layer {name!r} gives a {type(value).__name__}, not a tensor"
+            )
+        captured[:] = [value]
+
+    if name == "penultimate":
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise ValueError(
+                "extract: layer='penultimate' is the input of the last nn.Linear, and the model "
+                "has none; name a submodule instead"
+            )
+        handle = linear[-1].register_forward_pre_hook(lambda module, args: keep(args[0]))
+    else:
+        modules = dict(model.named_modules())
+        if name not in modules:
+            known = ", ".join(n for n in modules if n)
+            raise ValueError(f"extract: the model has no submodule {name!r}; it has: {known}")
+        handle = modules[name].register_forward_hook(lambda module, args, output: keep(output))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def _refuse_shuffling(loader: DataLoader[Any]) -> None:
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+        raise ValueError(
+            f"loader draws its rows with a {type(sampler).__name__}, so the sampled rows could not "
+            f"be found in the dataset again; pass a DataLoader with shuffle=False"
+        )

@@ -1,0 +1,176 @@
+"""LiSSA: the inverse-Hessian-vector product by a recursion of products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastif_ext import ops
+from fastif_ext.solvers import (
+    SolverDivergence,
+    SolveResult,
+    Spectrum,
+    apply,
+    check_definite,
+    check_tolerance,
+    finish,
+    resolve_damping,
+    right_hand_sides,
+    spectrum,
+)
+
+GROWTH = 1e3  # a residual this many times the smallest one seen, and above 1, is divergence
+
+
+def lissa(
+    H: Any,
+    b: Tensor,
+    *,
+    damping: float | str = 0.0,
+    scale: float | str = "auto",
+    tol: float = 1e-5,
+    max_iter: int = 1000,
+    resample: Callable[[int], Any] | None = None,
+    average: float | None = None,
+    progress: bool = False,
+) -> SolveResult:
+    """LiSSA for (H + damping I) x = b, all right-hand sides in one batch.
+
+    The recursion (Agarwal, Bullins and Hazan 2017)
+
+        I_0 = b,   I_{k+1} = b + (I - (H + damping I) / scale) I_k,   x = I / scale
+
+    contracts while 0 < eig(H) + damping < 2 scale; `scale` sets the speed and never the answer.
+    The update I_{k+1} - I_k is the residual b - (H + damping I) x_k itself, so the paper's stopping
+    rule on the update norm and a tolerance on the true residual are one and the same, for free.
+
+    Args:
+        H: symmetric operator with ``H @ v`` (and, where it has it, ``H.products``) for v [R, p].
+        b: right-hand sides, [p] or [R, p].
+        damping: a number, or "auto": 1 % of H's largest eigenvalue, and at least twice its most
+            negative one, from 30 Lanczos products. 0 is a valid number for a definite H.
+        scale: a number, or "auto": the midpoint of the spectrum of H + damping I, the fastest.
+        tol: relative residual |b - (H + damping I) x| / |b| to reach.
+        max_iter: at most this many products.
+        resample: called with the step k = 0, 1, ...; gives the operator of that step, a fresh
+            subset. Then all `max_iter` steps are taken and the tail is averaged; damping and scale
+            "auto" and the reported residual refer to H.
+        average: share of the last steps whose iterates are averaged, in (0, 1]; by default .5 with
+            `resample`, and no averaging without.
+        progress: show a progress bar.
+
+    Returns:
+        SolveResult; its residual is the true one, from a product of its own.
+
+    Raises:
+        SolverDivergence: negative curvature that the damping does not lift, or a residual that grows
+            even at four times the scale; the message names the remedy.
+        ValueError: arguments that do not fit.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> H = torch.diag(torch.tensor([1.0, 4.0]))
+        >>> result = fi.lissa(H, torch.tensor([1.0, 4.0]), tol=1e-6)
+        >>> result.converged, result.x.round(decimals=4)
+        (True, tensor([1., 1.]))
+    """
+    check_tolerance("lissa", tol, max_iter)
+    if average is not None and not 0 < average <= 1:
+        raise ValueError(f"lissa: average must be between 0 and 1, got {average}")
+    if average is None and resample is not None:
+        average = 0.5
+    rhs = right_hand_sides(b)
+    lam, ends = resolve_damping(H, rhs, damping)
+    if scale == "auto":
+        ends = ends or spectrum(H, rhs)
+        check_definite(ends, lam)
+        s = _midpoint(ends, lam)
+    elif isinstance(scale, str) or not scale > 0:
+        raise ValueError(f"lissa: scale must be positive or 'auto', got {scale!r}")
+    else:
+        s = float(scale)
+
+    run = _Recursion(H, rhs, lam, tol, max_iter, resample, average, progress)
+    outcome = run(s)
+    if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
+        ends = spectrum(H, rhs)
+        check_definite(ends, lam)
+        s = max(4 * s, _midpoint(ends, lam))
+        outcome = run(s)
+    if outcome is None:
+        raise SolverDivergence(
+            f"lissa: the residual grows at scale {s:.3g} with damping {lam:.3g}; H has negative "
+            f"curvature below -damping, or its products are not reproducible. Use more damping "
+            f"(damping='auto'), a larger or better subset, or a Gauss-Newton operator"
+        )
+    iterate, iterations, history = outcome
+    return finish(
+        H,
+        iterate / s,
+        rhs,
+        one=b.dim() == 1,
+        damping=lam,
+        tol=tol,
+        name="lissa",
+        iterations=iterations,
+        scale=s,
+        history=history,
+    )
+
+
+class _Recursion:
+    """One run of the recursion at a given scale."""
+
+    def __init__(
+        self,
+        H: Any,
+        b: Tensor,
+        damping: float,
+        tol: float,
+        max_iter: int,
+        resample: Callable[[int], Any] | None,
+        average: float | None,
+        progress: bool,
+    ) -> None:
+        self.H, self.b, self.damping, self.tol = H, b.contiguous(), damping, tol
+        self.max_iter, self.resample, self.progress = max_iter, resample, progress
+        self.tail = max_iter if average is None else max_iter - max(1, round(average * max_iter))
+        norm = b.double().norm(dim=1)
+        self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
+
+    def __call__(self, scale: float) -> tuple[Tensor, int, list[float]] | None:
+        """The last iterate (or the mean of the tail); None where it diverges."""
+        h = self.b.clone()
+        history: list[float] = []
+        smallest, tail_sum, tail_count = float("inf"), None, 0
+        for k in tqdm(range(self.max_iter), desc="lissa", disable=not self.progress):
+            operator = self.H if self.resample is None else self.resample(k)
+            step = ops.lissa_update_(
+                h, self.b, _products(operator, h), damping=self.damping, scale=scale
+            )
+            residual = float((step.delta_sq.sqrt() * self.inverse_norm).max())
+            history.append(residual)
+            smallest = min(smallest, residual)
+            if not step.finite.all() or residual > GROWTH * max(smallest, 1e-3):
+                return None
+            if k >= self.tail:
+                tail_sum = h.clone() if tail_sum is None else tail_sum.add_(h)
+                tail_count += 1
+            # The update was made with the residual of the iterate before it: h is better still.
+            elif self.resample is None and residual <= self.tol:
+                break
+        return (h if tail_sum is None else tail_sum / tail_count), len(history), history
+
+
+def _products(operator: Any, h: Tensor) -> list[Tensor]:
+    return operator.products(h) if hasattr(operator, "products") else [apply(operator, h)]
+
+
+def _midpoint(ends: Spectrum, damping: float) -> float:
+    """The scale with the fastest contraction: the middle of the spectrum, 5 % added to its top."""
+    low = max(ends.smallest, 0.0) if ends.smallest + damping > 0 else ends.smallest
+    return max((1.05 * ends.largest + low) / 2 + damping, 1e-12)
