@@ -8,6 +8,7 @@ and retraining.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fastif_ext.curvature import Hessian
+from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.data import take
 from fastif_ext.extract import Extracted
-from fastif_ext.removal import class_metrics
+from fastif_ext.memory import peak_memory
+from fastif_ext.metrics import class_metrics
+from fastif_ext.parameters import apply_update
+from fastif_ext.removal import remove_class, shortest_step
 from fastif_ext.samplers import (
+    AllRows,
     CurvatureSampler,
     FeatureSampler,
     LogitSampler,
@@ -27,6 +33,7 @@ from fastif_ext.samplers import (
     StratifiedSampler,
     SubsetSampler,
 )
+from fastif_ext.solvers import SolverDivergence
 
 SAMPLERS = (
     "random",
@@ -46,16 +53,19 @@ class Record:
     method: str
     m: int | None
     seed: int | None
-    f1: float | None
-    self_accuracy: float | None
-    remaining_accuracy: float | None
-    self_loss: float | None
+    f1: float | None = None
+    self_accuracy: float | None = None
+    remaining_accuracy: float | None = None
+    self_loss: float | None = None
     hvp_error: float | None = None
     """|H_S v - H v| / |H v|, v standard normal."""
     ihvp_error: float | None = None
-    """|x_S - x| / |x|, x = (H + damping I)^-1 g on all rows."""
+    """|x_S - x| / |x|, x = (H + damping I)^-1 g on all rows, each with its own damping."""
+    damping: float | None = None
     iterations: int | None = None
     converged: bool | None = None
+    target_reached: bool | None = None
+    """Whether self-accuracy on the training rows fell below the target."""
     sample_seconds: float | None = None
     solve_seconds: float | None = None
     peak_megabytes: float | None = None
@@ -107,47 +117,60 @@ def make_sampler(name: str, data: Extracted, m: int, *, seed: int) -> SubsetSamp
 
 @dataclass(frozen=True)
 class Setting:
-    """One trained model and the class to remove from it."""
+    """One trained model, the class to remove from it, and how influence is solved for."""
 
     model: nn.Module
     train: TensorDataset
     test: TensorDataset
     class_index: int
-    damping: float
     loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
+    damping: float | str = "auto"
     solver: str = "lissa"
     tol: float = 1e-3
-    max_iter: int = 5000
 
 
 class Comparison:
-    """Runs removals in one setting, next to the exact influence on all rows."""
+    """Removes the class with one sampled subset after the other, and with what they approximate.
+
+    Args:
+        setting: the model, the data and the solver.
+        data: logits, features and labels of the training set, from fastif_ext.extract.
+    """
 
     def __init__(self, setting: Setting, data: Extracted) -> None:
-        """Args: the setting, and the logits, features and labels of its training set."""
         self.setting, self.data = setting, data
-        self.full = Hessian(setting.model, setting.loss_fn, setting.train)
+        full = Hessian(setting.model, setting.loss_fn, setting.train)
         generator = torch.Generator().manual_seed(0)
-        self.probe = torch.randn(self.full.dim, generator=generator, dtype=self.full.dtype)
-        self.full_product = self.full @ self.probe
-        self.exact_delta: Tensor | None = None
+        self._probe = torch.randn(full.dim, generator=generator, dtype=torch.float64).to(full.dtype)
+        self._full_product = full @ self._probe
+        self._exact_delta: Tensor | None = None
 
     def exact(self) -> Record:
         """The influence with the Hessian of all training rows."""
-        return self._remove("exact IF", None, None, None, 0.0)
+        return self._remove("exact influence", None, None, None, 0.0)
 
     def subset(self, sampler: str, m: int, seed: int) -> Record:
-        """The influence with the Hessian of one sampled subset; run `exact` first."""
+        """The influence with the Hessian of one sampled subset."""
         start = time.perf_counter()
         chosen = make_sampler(sampler, self.data, m, seed=seed)
         return self._remove(sampler, m, seed, chosen, time.perf_counter() - start)
 
     def gradient_only(self) -> Record:
-        """Plain gradient ascent on the class: the direction g in place of (H + damping)^-1 g."""
-        return self._remove("gradient only", None, None, None, 0.0, gradient=True)
+        """Gradient ascent on the class: g in place of (H + damping I)^-1 g, the same step rule."""
+        s = self.setting
+        assert self.data.labels is not None
+        start = time.perf_counter()
+        rows = (self.data.labels == s.class_index).nonzero().flatten()
+        removed = take(s.train, rows)
+        gradient = mean_gradient(s.model, s.loss_fn, removed)
+        first = len(rows) / len(s.train)
+        step, _, _ = shortest_step(s.model, gradient, removed, s.class_index, first=first)
+        seconds = time.perf_counter() - start
+        metrics = class_metrics(apply_update(s.model, gradient, step), s.test, s.class_index)
+        return Record("gradient only", None, None, **metrics._asdict(), solve_seconds=seconds)
 
     def retrained(self, model: nn.Module, seconds: float) -> Record:
-        """A model that was trained without the class."""
+        """A model that was trained without the class: what removal should come to."""
         metrics = class_metrics(model, self.setting.test, self.setting.class_index)
         return Record("retraining", None, None, **metrics._asdict(), solve_seconds=seconds)
 
@@ -159,4 +182,52 @@ class Comparison:
         sampler: SubsetSampler | None,
         sample_seconds: float,
     ) -> Record:
-        raise NotImplementedError
+        s = self.setting
+        start = time.perf_counter()
+        try:
+            with peak_memory() as peak, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they say is in converged and target_reached
+                report = remove_class(
+                    s.model,
+                    s.train,
+                    s.class_index,
+                    test=s.test,
+                    sampler=AllRows(len(s.train)) if sampler is None else sampler,
+                    loss_fn=s.loss_fn,
+                    solver=s.solver,
+                    damping=s.damping,
+                    tol=s.tol,
+                )
+        except SolverDivergence as error:
+            return Record(method, m, seed, failure=str(error), sample_seconds=sample_seconds)
+        seconds = time.perf_counter() - start
+        delta, solve = report.influence.delta, report.influence.solve
+        hvp_error = None
+        if sampler is None:
+            self._exact_delta = delta
+        else:
+            rows = take(s.train, sampler.indices)
+            subset = Hessian(s.model, s.loss_fn, rows, weights=sampler.weights)
+            hvp_error = _relative_error(subset @ self._probe, self._full_product)
+        reference = self._exact_delta
+        return Record(
+            method,
+            m,
+            seed,
+            **report.after._asdict(),
+            hvp_error=hvp_error,
+            ihvp_error=None
+            if reference is None or sampler is None
+            else _relative_error(delta, reference),
+            damping=solve.damping,
+            iterations=solve.iterations,
+            converged=solve.converged,
+            target_reached=report.target_reached,
+            sample_seconds=sample_seconds,
+            solve_seconds=seconds,
+            peak_megabytes=peak.megabytes,
+        )
+
+
+def _relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got - want).double().norm() / want.double().norm())

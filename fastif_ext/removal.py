@@ -17,24 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from fastif_ext.data import loader, take
-from fastif_ext.extract import extract
+from fastif_ext.data import take
 from fastif_ext.influence import InfluenceResult, influence
+from fastif_ext.metrics import ClassMetrics, class_metrics, predict
 from fastif_ext.parameters import apply_update
 from fastif_ext.samplers import CurvatureSampler, SubsetSampler
-
-
-class ClassMetrics(NamedTuple):
-    """How a model stands towards one class of a data set."""
-
-    f1: float
-    """2 (1-s) t / ((1-s) + t), s = self_accuracy, t = remaining_accuracy; 1 is perfect removal."""
-    self_accuracy: float
-    """Accuracy on the rows of the class: should fall to 0."""
-    remaining_accuracy: float
-    """Accuracy on all other rows: should stay."""
-    self_loss: float
-    """Mean cross-entropy, in nats, on the rows of the class: should rise."""
 
 
 class StepRecord(NamedTuple):
@@ -100,65 +87,44 @@ class RemovalReport:
         """|theta' - theta|."""
         return abs(self.step) * float(self.influence.delta.norm())
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures of the report, as plain numbers."""
+        solve = self.influence.solve
+        return {
+            "class_index": self.class_index,
+            "protocol": self.protocol,
+            "before": self.before._asdict(),
+            "after": self.after._asdict(),
+            "step": self.step,
+            "theory_step": self.theory_step,
+            "delta_norm": self.delta_norm,
+            "target_reached": self.target_reached,
+            "damping": solve.damping,
+            "iterations": solve.iterations,
+            "converged": solve.converged,
+            "residual": float(solve.residual),
+            "seconds": self.seconds,
+            "history": [record._asdict() for record in self.history],
+        }
 
-def f1_score(self_accuracy: float, remaining_accuracy: float) -> float:
-    """F1 of class removal, 2 (1-s) t / ((1-s) + t), the harmonic mean of forgetting and keeping.
-
-    Args:
-        self_accuracy: s, accuracy on the removed class, in [0, 1].
-        remaining_accuracy: t, accuracy on the other classes, in [0, 1].
-
-    Returns:
-        A number in [0, 1]; 0 where nothing is forgotten or nothing is kept.
-
-    Example:
-        >>> import fastif_ext as fi
-        >>> fi.f1_score(0.0, 1.0), fi.f1_score(1.0, 1.0)
-        (1.0, 0.0)
-    """
-    for name, value in (
-        ("self_accuracy", self_accuracy),
-        ("remaining_accuracy", remaining_accuracy),
-    ):
-        if not 0 <= value <= 1:
-            raise ValueError(f"f1_score: {name} must be between 0 and 1, got {value}")
-    forgotten = 1 - self_accuracy
-    total = forgotten + remaining_accuracy
-    return 2 * forgotten * remaining_accuracy / total if total > 0 else 0.0
-
-
-def class_metrics(model: nn.Module, data: Dataset[Any], class_index: int) -> ClassMetrics:
-    """Self-accuracy, remaining accuracy, self-loss and F1 of a model on a data set.
-
-    Args:
-        model: maps inputs to logits [b, Y].
-        data: a map-style dataset of (inputs, label).
-        class_index: the class that is to be forgotten.
-
-    Returns:
-        ClassMetrics(f1, self_accuracy, remaining_accuracy, self_loss).
-
-    Raises:
-        ValueError: the data set has no row of the class, or no other row.
-
-    Example:
-        >>> import torch, fastif_ext as fi
-        >>> data = torch.utils.data.TensorDataset(torch.eye(3), torch.arange(3))
-        >>> fi.class_metrics(torch.nn.Identity(), data, 1).self_accuracy
-        1.0
-    """
-    got = _predict(model, data)
-    own = got.labels == class_index
-    if not own.any() or own.all():
-        which = "no row" if not own.any() else "nothing but rows"
-        raise ValueError(
-            f"class_metrics: data has {which} of class {class_index}; its labels are "
-            f"{got.labels.unique().tolist()}"
-        )
-    hit = (got.logits.argmax(1) == got.labels).double()
-    s, t = float(hit[own].mean()), float(hit[~own].mean())
-    loss = nn.functional.cross_entropy(got.logits[own].double(), got.labels[own])
-    return ClassMetrics(f1_score(s, t), s, t, float(loss))
+    def summary(self) -> str:
+        """The report in a few lines."""
+        b, a, solve = self.before, self.after, self.influence.solve
+        chosen = "training rows of the class" if self.protocol == "default" else "the TEST set"
+        lines = [
+            f"  F1                  {b.f1:8.4f} -> {a.f1:.4f}",
+            f"  self-accuracy       {b.self_accuracy:8.4f} -> {a.self_accuracy:.4f}",
+            f"  remaining accuracy  {b.remaining_accuracy:8.4f} -> {a.remaining_accuracy:.4f}",
+            f"  self-loss           {b.self_loss:8.4f} -> {a.self_loss:.4f}",
+            f"  step {self.step:.3g} = {self.step / self.theory_step:.1f} x n_c/n, chosen on "
+            f"{chosen} in {self.steps} tries; |change| = {self.delta_norm:.3g}",
+            f"  solve: {solve.iterations} iterations, residual {float(solve.residual):.1e}, "
+            f"damping {solve.damping:.3g}",
+            "  seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in self.seconds.items()),
+        ]
+        if not self.target_reached:
+            lines.append("  the target self-accuracy was NOT reached")
+        return "\n".join(lines)
 
 
 def remove_class(
@@ -224,7 +190,7 @@ def remove_class(
     if not 0 < target < 1:
         raise ValueError(f"remove_class: target must be between 0 and 1, got {target}")
     clock = _Clock()
-    got = _predict(model, train, progress=progress)
+    got = predict(model, train, progress=progress)
     removed_rows = (got.labels == class_index).nonzero().flatten()
     n, n_removed = len(got.labels), len(removed_rows)
     if not 0 < n_removed < n:
@@ -251,8 +217,8 @@ def remove_class(
         )
         reached = True
     else:
-        step, history, reached = _shortest_below(
-            model, result.delta, removed, class_index, theory_step, target
+        step, history, reached = shortest_step(
+            model, result.delta, removed, class_index, first=theory_step, target=target
         )
     clock.lap("step")
 
@@ -273,19 +239,36 @@ def remove_class(
     )
 
 
-def _shortest_below(
+def shortest_step(
     model: nn.Module,
     delta: Tensor,
     removed: Dataset[Any],
     class_index: int,
+    *,
     first: float,
-    target: float,
+    target: float = 0.01,
 ) -> tuple[float, list[StepRecord], bool]:
-    """Double the step until self-accuracy is below the target, then halve the bracket to 2 %."""
+    """The shortest step along delta after which the model no longer knows the class.
+
+    The step is doubled until self-accuracy on the removed rows is below the target, then the
+    bracket is halved to 2 %. Only these rows are looked at.
+
+    Args:
+        model: left unchanged.
+        delta: the direction, [p] over all trainable parameters.
+        removed: the rows of the class, a map-style dataset.
+        class_index: the class.
+        first: the first step tried.
+        target: self-accuracy to go below.
+
+    Returns:
+        (step, every step tried, whether the target was reached). Where it is not within 2^20 times
+        the first step, a warning says so and the step with the least self-accuracy is returned.
+    """
     history: list[StepRecord] = []
 
     def below(step: float) -> bool:
-        logits = _predict(apply_update(model, delta, step), removed).logits
+        logits = predict(apply_update(model, delta, step), removed).logits
         accuracy = float((logits.argmax(1) == class_index).double().mean())
         history.append(StepRecord(step, accuracy, None))
         return accuracy < target and bool(logits.isfinite().all())
@@ -296,9 +279,9 @@ def _shortest_below(
         if len(history) > 20:
             best = min(history, key=lambda record: record.self_accuracy)
             warnings.warn(
-                f"remove_class: self-accuracy on the training rows stayed at {best.self_accuracy:.3f} "
-                f"or above for steps up to {high:.3g}, target {target}; the direction may be poor: "
-                f"try more samples, larger damping or a smaller tol",
+                f"self-accuracy on the training rows of class {class_index} stayed at "
+                f"{best.self_accuracy:.3f} or above for steps up to {high:.3g}, target {target}; "
+                f"the direction may be poor: try more samples, larger damping or a smaller tol",
                 stacklevel=3,
             )
             return best.step, history, False
@@ -324,19 +307,6 @@ def _best_on_test(
         history.append(StepRecord(i * unit, metrics.self_accuracy, metrics.f1))
     best = max(history, key=lambda record: record.f1 or 0.0)
     return best.step, history
-
-
-class _Predictions(NamedTuple):
-    logits: Tensor
-    labels: Tensor
-
-
-def _predict(model: nn.Module, data: Dataset[Any], *, progress: bool = False) -> _Predictions:
-    """Logits and labels of a whole data set, in its order."""
-    got = extract(model, loader(data), progress=progress)
-    if got.labels is None:
-        raise ValueError("class removal needs a dataset of (inputs, label); this one has no labels")
-    return _Predictions(got.logits, got.labels)
 
 
 class _Clock:

@@ -14,9 +14,10 @@ from fastif_ext.samplers.base import SubsetSampler
 from fastif_ext.samplers.curvature import CurvatureSampler, ResidualSampler
 from fastif_ext.samplers.feature import FeatureSampler
 from fastif_ext.samplers.logit import LogitSampler
-from fastif_ext.samplers.uniform import RandomSampler, StratifiedSampler
+from fastif_ext.samplers.uniform import AllRows, RandomSampler, StratifiedSampler
 
 __all__ = [
+    "AllRows",
     "CurvatureSampler",
     "FeatureSampler",
     "LogitSampler",

@@ -1,4 +1,4 @@
-"""Random and label-stratified subsets."""
+"""All rows, random rows, label-stratified rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 from fastif_ext.samplers.base import SubsetSampler, check_labels, check_size, generator
+
+
+class AllRows(SubsetSampler):
+    """Every row once, weight 1/n: the Hessian of the whole data set.
+
+    Args:
+        n: number of rows.
+
+    Example:
+        >>> import fastif_ext as fi
+        >>> fi.AllRows(3).indices
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, n: int) -> None:
+        check_size("AllRows", n, n)
+        super().__init__(n, torch.arange(n))
 
 
 class RandomSampler(SubsetSampler):

@@ -1,0 +1,171 @@
+"""The command line: ``fastif-ext demo``, ``fastif-ext remove-class``, ``fastif-ext info``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fastif_ext.build import build_info
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2: bad input, 1: the job failed)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"fastif-ext: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"fastif-ext: {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser."""
+    from fastif_ext.comparison import SAMPLERS
+
+    top = argparse.ArgumentParser(
+        prog="fastif-ext",
+        description="Influence functions on representative subsets: forget a class, "
+        "compare samplers.",
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="compare all samplers in class removal on scikit-learn's digits",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for JSON and PNG")
+    demo.add_argument("--class", type=int, default=3, dest="class_index", help="digit to forget")
+    demo.add_argument("--samples", type=int, nargs="+", default=None, help="subset sizes")
+    demo.add_argument("--seeds", type=int, default=None, help="draws per sampler and size")
+    demo.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=None, help="which")
+    demo.add_argument("--quiet", action="store_true", help="no progress bar")
+    demo.set_defaults(run=_demo)
+
+    remove = commands.add_parser(
+        "remove-class",
+        help="train or load a model, and make it forget one class",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    remove.add_argument(
+        "--data",
+        required=True,
+        help="digits | fashion-mnist[:DIR] | mnist:DIR | cifar10:DIR",
+    )
+    remove.add_argument("--class", type=int, required=True, dest="class_index", help="its number")
+    remove.add_argument("--sampler", choices=SAMPLERS, default="curvature", help="of the subset")
+    remove.add_argument("--samples", type=int, default=400, help="subset size m")
+    remove.add_argument("--model", default=None, help="mlp | cnn | alexnet | vgg11")
+    remove.add_argument("--weights", type=Path, default=None, help="state_dict; default: train")
+    remove.add_argument("--epochs", type=int, default=2, help="when training")
+    remove.add_argument("--params", nargs="+", default=None, help="names or patterns; default all")
+    remove.add_argument("--solver", choices=("lissa", "cg", "exact"), default="lissa", help="iHVP")
+    remove.add_argument("--damping", type=_number_or_auto, default="auto", help="number or auto")
+    remove.add_argument("--tol", type=float, default=1e-3, help="relative residual of the solve")
+    remove.add_argument("--protocol", choices=("default", "paper"), default="default", help="step")
+    remove.add_argument("--seed", type=int, default=0, help="of training and sampling")
+    remove.add_argument("--save", type=Path, default=None, help="write the edited state_dict here")
+    remove.add_argument("--json", type=Path, default=None, help="write the report here")
+    remove.add_argument("--quiet", action="store_true", help="no progress bars")
+    remove.set_defaults(run=_remove_class)
+
+    info = commands.add_parser("info", help="what was built, and what it runs on")
+    info.set_defaults(run=_info)
+    return top
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from fastif_ext import demo
+
+    given = {
+        "sizes": arguments.samples,
+        "seeds": arguments.seeds,
+        "samplers": arguments.samplers,
+    }
+    demo.run(
+        arguments.output,
+        class_index=arguments.class_index,
+        progress=not arguments.quiet,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return 0
+
+
+def _remove_class(arguments: argparse.Namespace) -> int:
+    from fastif_ext import datasets, models
+    from fastif_ext.comparison import make_sampler
+    from fastif_ext.data import loader
+    from fastif_ext.extract import extract
+    from fastif_ext.removal import remove_class
+    from fastif_ext.training import fit_default
+
+    progress = not arguments.quiet
+    data = datasets.load(arguments.data)
+    if not 0 <= arguments.class_index < len(data.classes):
+        raise ValueError(
+            f"--class must be between 0 and {len(data.classes) - 1} for {data.name}, got "
+            f"{arguments.class_index}"
+        )
+    name = arguments.model or models.default_model(data.name)
+    model = models.build(name, seed=arguments.seed, dtype=data.train.tensors[0].dtype)
+    if arguments.weights is not None:
+        models.load_weights(model, arguments.weights)
+    else:
+        print(f"Training {name} on {len(data.train)} rows of {data.name} ...", flush=True)
+        fit_default(
+            model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress
+        )
+    extracted = extract(model, loader(data.train), layer="penultimate", progress=progress)
+    sampler = make_sampler(arguments.sampler, extracted, arguments.samples, seed=arguments.seed)
+    report = remove_class(
+        model,
+        data.train,
+        arguments.class_index,
+        test=data.test,
+        sampler=sampler,
+        protocol=arguments.protocol,
+        params=arguments.params,
+        solver=arguments.solver,
+        damping=arguments.damping,
+        tol=arguments.tol,
+        progress=progress,
+    )
+    print(
+        f"\nForgot class {arguments.class_index} ({data.classes[arguments.class_index]}) ", end=""
+    )
+    print(f"with {sampler}, protocol {arguments.protocol}:")
+    print(report.summary())
+    if arguments.save is not None:
+        torch.save(report.model.state_dict(), arguments.save)
+        print(f"Written: {arguments.save}")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.to_dict(), indent=1))
+        print(f"Written: {arguments.json}")
+    return 0 if report.target_reached else 1
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    for key, value in build_info().items():
+        print(f"{key}: {value}")
+    print(f"torch: {torch.__version__}")
+    return 0
+
+
+def _number_or_auto(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or 'auto', got {text!r}") from None
