@@ -108,7 +108,7 @@ def _remove_class(arguments: argparse.Namespace) -> int:
     from fastif_ext.data import loader
     from fastif_ext.extract import extract
     from fastif_ext.removal import remove_class
-    from fastif_ext.training import fit_default
+    from fastif_ext.training import train, train_lbfgs
 
     progress = not arguments.quiet
     data = datasets.load(arguments.data)
@@ -123,9 +123,12 @@ def _remove_class(arguments: argparse.Namespace) -> int:
         models.load_weights(model, arguments.weights)
     else:
         print(f"Training {name} on {len(data.train)} rows of {data.name} ...", flush=True)
-        fit_default(
-            model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress
-        )
+        if data.name == "digits":
+            train_lbfgs(model, *data.train.tensors, l2=1e-3)
+        else:
+            train(
+                model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress
+            )
     extracted = extract(model, loader(data.train), layer="penultimate", progress=progress)
     sampler = make_sampler(arguments.sampler, extracted, arguments.samples, seed=arguments.seed)
     report = remove_class(

@@ -1,0 +1,205 @@
+"""Class removal: metrics by hand, both protocols, and what must stay as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+import fastif_ext as fi
+
+
+@pytest.fixture(scope="module")
+def blobs() -> tuple[TensorDataset, TensorDataset]:
+    """Three overlapping classes in 5 dimensions."""
+    g = torch.Generator().manual_seed(0)
+    centers = 2.5 * torch.randn(3, 5, generator=g, dtype=torch.float64)
+
+    def draw(n: int) -> TensorDataset:
+        y = torch.arange(n) % 3
+        return TensorDataset(centers[y] + torch.randn(n, 5, generator=g, dtype=torch.float64), y)
+
+    return draw(300), draw(150)
+
+
+@pytest.fixture(scope="module")
+def model(blobs: tuple[TensorDataset, TensorDataset]) -> nn.Module:
+    """Multinomial logistic regression with L2 1e-2, to its minimum."""
+    net = nn.Linear(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        net.weight.zero_(), net.bias.zero_()
+    x, y = blobs[0].tensors
+    optimizer = torch.optim.LBFGS(
+        net.parameters(), max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss = loss + 0.005 * sum(p.square().sum() for p in net.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    net.zero_grad()
+    return net
+
+
+class TestMetrics:
+    def test_by_hand(self) -> None:
+        """Class 1: one of two rows right; the others: three of four."""
+        logits = torch.eye(3)[[1, 0, 0, 0, 2, 1]] * 2
+        data = TensorDataset(logits, torch.tensor([1, 1, 0, 0, 2, 2]))
+        got = fi.class_metrics(nn.Identity(), data, 1)
+        assert got.self_accuracy == 0.5
+        assert got.remaining_accuracy == 0.75
+        assert got.f1 == pytest.approx(2 * 0.5 * 0.75 / 1.25)
+        norm = torch.log(torch.exp(torch.tensor(2.0)) + 2)
+        assert got.self_loss == pytest.approx(float((norm - 2 + norm) / 2))
+
+    @given(st.floats(0, 1), st.floats(0, 1))
+    def test_f1_is_the_harmonic_mean(self, s: float, t: float) -> None:
+        f1 = fi.f1_score(s, t)
+        assert min(1 - s, t) - 1e-12 <= f1 <= max(1 - s, t) + 1e-12
+        if 1 - s > 1e-300 and t > 1e-300:
+            assert f1 == pytest.approx(2 / (1 / (1 - s) + 1 / t))
+
+    def test_bad_input(self) -> None:
+        data = TensorDataset(torch.eye(3), torch.arange(3))
+        with pytest.raises(ValueError, match=r"no row of class 7; its labels are \[0, 1, 2\]"):
+            fi.class_metrics(nn.Identity(), data, 7)
+        with pytest.raises(ValueError, match="self_accuracy must be between 0 and 1, got 1.5"):
+            fi.f1_score(1.5, 0.5)
+
+
+class TestDefaultProtocol:
+    def test_forgets_the_class_and_keeps_the_others(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        train, test = blobs
+        report = fi.remove_class(model, train, 1, test=test, damping=0.01)
+        assert report.target_reached
+        assert report.before.self_accuracy > 0.9
+        assert report.self_accuracy < 0.05
+        assert report.remaining_accuracy > report.before.remaining_accuracy - 0.03
+        assert report.self_loss > 2 > report.before.self_loss
+        assert report.f1 == fi.class_metrics(report.model, test, 1).f1
+        assert report.theory_step == pytest.approx(1 / 3)
+
+    def test_step_is_the_shortest_that_reaches_the_target(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        train = blobs[0]
+        report = fi.remove_class(model, train, 1, damping=0.01, target=0.05)
+        own = fi.data.take(train, (train.tensors[1] == 1).nonzero().flatten())
+
+        def self_accuracy(step: float) -> float:
+            moved = fi.apply_update(model, report.influence.delta, step)
+            return float((moved(own.tensors[0]).argmax(1) == 1).double().mean())
+
+        assert self_accuracy(report.step) < 0.05
+        assert self_accuracy(0.97 * report.step) >= 0.05
+        assert all(record.f1 is None for record in report.history)
+        assert report.delta_norm == pytest.approx(
+            report.step * float(report.influence.delta.norm())
+        )
+
+    def test_everything_is_left_as_it_was(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        state = copy.deepcopy(model.state_dict())
+        data = [t.clone() for t in blobs[0].tensors]
+        rng = torch.get_rng_state()
+        model.train()
+        report = fi.remove_class(model, blobs[0], 0, damping=0.01)
+        assert model.training
+        assert report.model.training
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(blobs[0].tensors, data, strict=True))
+        assert torch.equal(torch.get_rng_state(), rng)
+
+    def test_any_map_style_dataset(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        train = blobs[0]
+
+        class Rows(Dataset[tuple[Tensor, int]]):
+            def __len__(self) -> int:
+                return len(train)
+
+            def __getitem__(self, i: int) -> tuple[Tensor, int]:
+                return train.tensors[0][i], int(train.tensors[1][i])
+
+        sampler = fi.CurvatureSampler(model(train.tensors[0]), 100, seed=1)
+        a = fi.remove_class(model, train, 2, sampler=sampler, damping=0.01)
+        b = fi.remove_class(model, Rows(), 2, sampler=sampler, damping=0.01)
+        assert a.step == b.step
+        torch.testing.assert_close(a.influence.delta, b.influence.delta)
+
+    def test_only_selected_parameters_move(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        report = fi.remove_class(model, blobs[0], 1, params=["weight"], damping=0.01)
+        assert torch.equal(report.model.bias, model.bias)
+        assert not torch.equal(report.model.weight, model.weight)
+
+    def test_a_direction_that_cannot_work_warns(
+        self, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        """A model that always says class 0, whatever its one parameter."""
+
+        class Stuck(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.shift = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.cat([self.shift.expand(len(x), 1) ** 2 + 1, 0 * x[:, :2]], 1)
+
+        with pytest.warns(
+            UserWarning, match="self-accuracy on the training rows of class 0 stayed"
+        ):
+            report = fi.remove_class(Stuck(), blobs[0], 0, damping=0.1, solver="cg")
+        assert not report.target_reached
+        assert "NOT reached" in report.summary()
+
+
+class TestPaperProtocol:
+    def test_keeps_the_best_f1_on_the_test_set(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        train, test = blobs
+        report = fi.remove_class(
+            model, train, 1, test=test, protocol="paper", damping=0.01, step_norm=0.1, max_steps=60
+        )
+        assert report.steps == 60
+        assert report.f1 == max(record.f1 or 0 for record in report.history)
+        units = torch.tensor([r.step for r in report.history]) * report.influence.delta.norm()
+        torch.testing.assert_close(units, 0.1 * torch.arange(1, 61, dtype=torch.float64))
+        assert "TEST set" in report.summary()
+
+    def test_needs_a_test_set(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        with pytest.raises(ValueError, match="selects on the test set; pass test="):
+            fi.remove_class(model, blobs[0], 1, protocol="paper")
+
+
+def test_bad_input(model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]) -> None:
+    train = blobs[0]
+    with pytest.raises(ValueError, match="protocol must be 'default' or 'paper', got 'best'"):
+        fi.remove_class(model, train, 1, protocol="best")
+    with pytest.raises(ValueError, match="class_index = 9 has 0 of 300 training rows"):
+        fi.remove_class(model, train, 9)
+    with pytest.raises(ValueError, match="target must be between 0 and 1, got 0"):
+        fi.remove_class(model, train, 1, target=0)
+    with pytest.raises(ValueError, match=r"sampler.indices must lie in \[0, 300\)"):
+        fi.remove_class(model, train, 1, sampler=fi.RandomSampler(1000, 50))
+    with pytest.raises(ValueError, match="has no labels"):
+        fi.remove_class(model, TensorDataset(train.tensors[0]), 1)
