@@ -119,7 +119,7 @@ class TestRemoval:
         return class_metrics(fi.apply_update(model, delta, step), test, 3).f1
 
     def test_exact_influence_at_the_training_rule(self) -> None:
-        train, test, model, extracted = digits()
+        train, test, model, _ = digits()
         everything = fi.AllRows(len(train))
         report = fi.remove_class(model, train, 3, test=test, sampler=everything, damping=0.01)
         assert report.f1 == pytest.approx(0.990, abs=0.006)

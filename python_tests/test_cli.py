@@ -32,21 +32,8 @@ def test_demo_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_remove_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, report = tmp_path / "edited.pt", tmp_path / "report.json"
-    code = main(
-        [
-            "remove-class",
-            "--data",
-            "digits",
-            "--class",
-            "5",
-            "--sampler",
-            "curvature",
-            "--samples",
-            "200",
-            "--quiet",
-        ]
-        + ["--save", str(weights), "--json", str(report)]
-    )
+    removal = "remove-class --data digits --class 5 --sampler curvature --samples 200 --quiet"
+    code = main([*removal.split(), "--save", str(weights), "--json", str(report)])
     assert code == 0
     printed = capsys.readouterr().out
     assert "Forgot class 5" in printed
