@@ -6,5 +6,26 @@ loads the native module, which registers the operators.
 
 from fastif_ext import _C  # noqa: F401  registers torch.ops.fastif_ext
 from fastif_ext.ops.hvp import LissaStep, lissa_update_
+from fastif_ext.ops.sampling import (
+    ClassSample,
+    bottom_k,
+    class_multinomial,
+    curvature_multinomial,
+    curvature_sizes,
+    inclusion_probability,
+    merge_samples,
+    multinomial,
+)
 
-__all__ = ["LissaStep", "lissa_update_"]
+__all__ = [
+    "ClassSample",
+    "LissaStep",
+    "bottom_k",
+    "class_multinomial",
+    "curvature_multinomial",
+    "curvature_sizes",
+    "inclusion_probability",
+    "lissa_update_",
+    "merge_samples",
+    "multinomial",
+]
