@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch  # noqa: F401  loads libtorch, which the native module needs
+
 try:
     from fastif_ext import _C
 except ImportError as error:

@@ -6,14 +6,12 @@ loads the native module, which registers the operators.
 
 from fastif_ext import _C  # noqa: F401  registers torch.ops.fastif_ext
 from fastif_ext.ops.hvp import LissaStep, lissa_update_
+from fastif_ext.ops.sample import ClassSample, inclusion_probability, merge_samples
 from fastif_ext.ops.sampling import (
-    ClassSample,
     bottom_k,
     class_multinomial,
     curvature_multinomial,
     curvature_sizes,
-    inclusion_probability,
-    merge_samples,
     multinomial,
 )
 

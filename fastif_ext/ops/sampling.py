@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,19 +13,7 @@ from fastif_ext.ops._check import (
     draw_seed,
     shape,
 )
-
-
-class ClassSample(NamedTuple):
-    """A sample of rows per class ([Y, k]) or of one pool ([m]), mergeable with `merge_samples`."""
-
-    rows: Tensor
-    """Global row ids, int64 [Y, k] or [m], in the order of the draw; -1 where there were none."""
-    log_keys: Tensor
-    """log(size) - log(arrival), float32, shape of `rows`, descending; -inf where row is -1."""
-    log_threshold: Tensor
-    """The next largest log_key, float32 [Y] or []; -inf if all rows are in the sample."""
-    skipped: Tensor
-    """How many rows of logits were NaN, or -inf throughout, int64 [1]."""
+from fastif_ext.ops.sample import ClassSample, empty_sample
 
 
 def class_multinomial(
@@ -91,7 +77,7 @@ def bottom_k(
     generator: torch.Generator | None = None,
     row_offset: int = 0,
 ) -> ClassSample:
-    """k positions of each line of weights, drawn with probability proportional to the weight.
+    """Draw k positions of each line of weights, with probability proportional to the weight.
 
     The machinery of `class_multinomial` for any weights: ``bottom_k(p.T, k)`` uses the random
     numbers of class_multinomial with probabilities p. A line is cut into chunks along n.
@@ -169,7 +155,7 @@ def curvature_multinomial(
     generator: torch.Generator | None = None,
     row_offset: int = 0,
 ) -> ClassSample:
-    """One pool of m rows without replacement, with sizes floor + curvature_sizes(logits, row_scale).
+    """One pool of m rows without replacement, of sizes floor + curvature_sizes(logits).
 
     Equal to ``bottom_k(floor + curvature_sizes(logits, row_scale=row_scale), m)`` bit for bit, in
     one pass. With `inclusion_probability` it gives Horvitz-Thompson weights.
@@ -207,73 +193,6 @@ def curvature_multinomial(
     return ClassSample(
         *torch.ops.fastif_ext.curvature_multinomial(logits, m, seed, row_offset, row_scale, floor)
     )
-
-
-def merge_samples(a: ClassSample, b: ClassSample) -> ClassSample:
-    """The sample of two disjoint sets of rows from the sample of each: exact, in any order.
-
-    Both must come from one operator, with one seed and one k, over disjoint row ids (`row_offset`).
-
-    Args:
-        a: a sample, [Y, k] or [m].
-        b: another of the same shape.
-
-    Returns:
-        ClassSample of the same shape: the k largest keys of both, ties by row id; the threshold is
-        the next largest key; `skipped` is the sum.
-
-    Raises:
-        TypeError, ValueError: not two samples of one shape.
-
-    Example:
-        >>> import torch, fastif_ext as fi
-        >>> w = torch.rand(100)
-        >>> parts = [fi.bottom_k(w[i : i + 50], 3, seed=1, row_offset=i) for i in (0, 50)]
-        >>> fi.merge_samples(*parts).rows.equal(fi.bottom_k(w, 3, seed=1).rows)
-        True
-    """
-    op = "merge_samples"
-    for name, sample in (("a", a), ("b", b)):
-        if not isinstance(sample, ClassSample):
-            raise TypeError(f"{op}: {name} must be a ClassSample, got {type(sample).__name__}")
-        check_tensor(op, f"{name}.rows", sample.rows, dims=(1, 2), dtypes=(torch.int64,))
-        if sample.log_keys.shape != sample.rows.shape or (
-            sample.log_threshold.shape != sample.rows.shape[:-1]
-        ):
-            raise ValueError(
-                f"{op}: {name} has rows {shape(sample.rows)}, log_keys {shape(sample.log_keys)} "
-                f"and log_threshold {shape(sample.log_threshold)}; they do not fit together"
-            )
-    if a.rows.shape != b.rows.shape:
-        raise ValueError(
-            f"{op}: a has shape {shape(a.rows)}, b has {shape(b.rows)}; draw both with the same k"
-        )
-    check_same_device(op, a=a.rows, b=b.rows)
-    return ClassSample(*torch.ops.fastif_ext.merge_samples(*a[:3], *b[:3]), a.skipped + b.skipped)
-
-
-def inclusion_probability(size: Tensor, log_threshold: Tensor) -> Tensor:
-    """The probability, given the threshold, that a row of this size is in the sample.
-
-    1 - exp(-size * exp(-log_threshold)), 1 where the threshold is -inf. Its inverse is the
-    Horvitz-Thompson weight of a row drawn without replacement: sums so weighted are unbiased.
-
-    Args:
-        size: sizes of the rows (p for `class_multinomial`, floor + curvature size, or weight),
-            any floating dtype, broadcast against log_threshold.
-        log_threshold: of the sample; ``log_threshold[:, None]`` against sizes [Y, k].
-
-    Returns:
-        Probabilities in size's dtype (float32 for half precision).
-
-    Example:
-        >>> import torch, fastif_ext as fi
-        >>> fi.inclusion_probability(torch.tensor([0.5, 1.0]), torch.tensor(0.0))
-        tensor([0.3935, 0.6321])
-    """
-    size = size.to(torch.promote_types(size.dtype, torch.float32))
-    probability = -torch.expm1(-size * torch.exp(-log_threshold.to(size.dtype)))
-    return torch.where(torch.isneginf(log_threshold), torch.ones_like(probability), probability)
 
 
 def multinomial(
@@ -343,19 +262,11 @@ def _check_curvature(op: str, logits: Tensor, row_scale: Tensor | None) -> Tenso
     return None if row_scale is None else row_scale.to(torch.float64)
 
 
-def _empty_sample(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        like.new_empty(shape, dtype=torch.int64),
-        like.new_empty(shape, dtype=torch.float32),
-        like.new_empty(shape[:-1], dtype=torch.float32),
-    )
-
-
 @torch.library.register_fake("fastif_ext::class_multinomial")
 def _(
     logits: Tensor, k: int, replacement: bool, seed: int, row_offset: int = 0
 ) -> tuple[Tensor, ...]:
-    return *_empty_sample(logits, (logits.shape[1], k)), logits.new_empty(1, dtype=torch.int64)
+    return *empty_sample(logits, (logits.shape[1], k)), logits.new_empty(1, dtype=torch.int64)
 
 
 @torch.library.register_fake("fastif_ext::bottom_k")
@@ -367,7 +278,7 @@ def _(
     row_offset: int = 0,
     require_k: bool = False,
 ) -> tuple[Tensor, ...]:
-    return _empty_sample(weights, (weights.shape[0], k))
+    return empty_sample(weights, (weights.shape[0], k))
 
 
 @torch.library.register_fake("fastif_ext::curvature_sizes")
@@ -384,16 +295,4 @@ def _(
     row_scale: Tensor | None = None,
     floor: float = 0.0,
 ) -> tuple[Tensor, ...]:
-    return *_empty_sample(logits, (m,)), logits.new_empty(1, dtype=torch.int64)
-
-
-@torch.library.register_fake("fastif_ext::merge_samples")
-def _(
-    rows_a: Tensor,
-    log_keys_a: Tensor,
-    log_threshold_a: Tensor,
-    rows_b: Tensor,
-    log_keys_b: Tensor,
-    log_threshold_b: Tensor,
-) -> tuple[Tensor, ...]:
-    return _empty_sample(rows_a, tuple(rows_a.shape))
+    return *empty_sample(logits, (m,)), logits.new_empty(1, dtype=torch.int64)
