@@ -2,6 +2,23 @@
 #include "common/torch_op.h"
 
 STABLE_TORCH_LIBRARY(fastif_ext, m) {
+  // sampling
+  m.def(
+      "class_multinomial(Tensor logits, int k, bool replacement, int seed, int row_offset=0) "
+      "-> (Tensor rows, Tensor log_keys, Tensor log_threshold, Tensor skipped)");
+  m.def(
+      "bottom_k(Tensor weights, int k, bool replacement, int seed, int row_offset=0, "
+      "bool require_k=False) -> (Tensor rows, Tensor log_keys, Tensor log_threshold)");
+  m.def("curvature_sizes(Tensor logits, Tensor? row_scale=None) -> Tensor");
+  m.def(
+      "curvature_multinomial(Tensor logits, int m, int seed, int row_offset=0, "
+      "Tensor? row_scale=None, float floor=0.0) "
+      "-> (Tensor rows, Tensor log_keys, Tensor log_threshold, Tensor skipped)");
+  m.def(
+      "merge_samples(Tensor rows_a, Tensor log_keys_a, Tensor log_threshold_a, Tensor rows_b, "
+      "Tensor log_keys_b, Tensor log_threshold_b) "
+      "-> (Tensor rows, Tensor log_keys, Tensor log_threshold)");
+
   // curvature products and LiSSA
   m.def(
       "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "

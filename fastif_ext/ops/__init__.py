@@ -6,5 +6,24 @@ loads the native module, which registers the operators.
 
 import fastif_ext._C  # noqa: F401  registers torch.ops.fastif_ext
 from fastif_ext.ops.hvp import LissaStep, lissa_update_
+from fastif_ext.ops.sample import ClassSample, inclusion_probability, merge_samples
+from fastif_ext.ops.sampling import (
+    bottom_k,
+    class_multinomial,
+    curvature_multinomial,
+    curvature_sizes,
+    multinomial,
+)
 
-__all__ = ["LissaStep", "lissa_update_"]
+__all__ = [
+    "ClassSample",
+    "LissaStep",
+    "bottom_k",
+    "class_multinomial",
+    "curvature_multinomial",
+    "curvature_sizes",
+    "inclusion_probability",
+    "lissa_update_",
+    "merge_samples",
+    "multinomial",
+]

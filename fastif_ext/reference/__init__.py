@@ -4,5 +4,19 @@ The twins follow the definitions literally and share no code with the kernels.
 """
 
 from fastif_ext.reference.hvp import lissa_update_
+from fastif_ext.reference.sampling import (
+    bottom_k,
+    class_multinomial,
+    curvature_multinomial,
+    curvature_sizes,
+    merge_samples,
+)
 
-__all__ = ["lissa_update_"]
+__all__ = [
+    "bottom_k",
+    "class_multinomial",
+    "curvature_multinomial",
+    "curvature_sizes",
+    "lissa_update_",
+    "merge_samples",
+]

@@ -1,0 +1,158 @@
+#include "sampling/bottom_k.h"
+
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+#include "common/clones.h"
+#include "common/simd.h"
+
+namespace fastif {
+namespace {
+
+constexpr float kSmallest = 1e-30f;  // bounds of smaller weights: normal numbers, above them
+
+// Raises *max to the largest of `count` weights, and tells whether all are valid.
+template <class T>
+FASTIF_CLONES bool largest(const T* w, int64_t count, double* max) {
+  using A = accumulate_t<T>;
+  using V = typename Simd<T>::vector;
+  constexpr int64_t kLanes = Simd<T>::lanes;
+  constexpr A kMost = std::numeric_limits<A>::max();
+  V m{};
+  auto invalid = m != m;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const V x = load(w + i);
+    invalid |= ~((x >= A(0)) & (x <= kMost));
+    m = x > m ? x : m;
+  }
+  bool valid = true;
+  for (int lane = 0; lane < kLanes; ++lane) valid &= invalid[lane] == 0;
+  A most = max_lanes(m);
+  for (; i < count; ++i) {
+    const A x = to_float(w[i]);
+    valid &= x >= A(0) && x <= kMost;
+    most = x > most ? x : most;
+  }
+  *max = double(most) > *max ? double(most) : *max;
+  return valid;
+}
+
+// The same for one element of each of `lines` neighbouring lines.
+template <class T>
+FASTIF_CLONES bool largest_each(const T* w, int64_t lines, double* max) {
+  using A = accumulate_t<T>;
+  int64_t invalid = 0;
+  for (int64_t r = 0; r < lines; ++r) {
+    const A x = to_float(w[r]);
+    invalid |= !(x >= A(0) && x <= std::numeric_limits<A>::max());
+    max[r] = double(x) > max[r] ? double(x) : max[r];
+  }
+  return invalid == 0;
+}
+
+// bounds[i] = w[i * stride] / max, not below kSmallest unless the weight is zero.
+template <class T>
+FASTIF_CLONES void scale_down(const T* w, int64_t count, int64_t stride, double inverse,
+                              float* bounds, int64_t bounds_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    const auto x = to_float(w[i * stride]);
+    const float scaled = float(double(x) * inverse);
+    const float bound = scaled > kSmallest ? scaled : kSmallest;
+    bounds[i * bounds_stride] = x > 0 ? bound : 0.0f;
+  }
+}
+
+template <class T>
+class WeightSource {
+ public:
+  WeightSource(const Weights<T>& weights, std::vector<double> max)
+      : w_(weights), max_(std::move(max)) {}
+
+  struct Tile {
+    int64_t row;
+  };
+
+  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+    tile.row = row;
+    for (int64_t r = 0; r < w_.lines; ++r) {
+      // 1 / max may overflow below 1e-300: all bounds are then kSmallest or 0, as log_unit knows.
+      const double inverse = max_[r] > 1e-300 ? 1 / max_[r] : 0;
+      scale_down(at(row, r), rows, w_.step_stride, inverse, bounds + r, w_.lines);
+    }
+  }
+  double log_unit(int64_t y) const {
+    return max_[y] > 1e-300 ? std::log(max_[y]) : std::log(1e-300 / double(kSmallest));
+  }
+  double log_size(const Tile& tile, int64_t i, int64_t y) const {
+    return std::log(double(to_float(*at(tile.row + i, y))));
+  }
+  double log_key(const Candidate& candidate, int64_t) const { return candidate.key; }
+  double accuracy() const { return 0; }
+
+ private:
+  const T* at(int64_t row, int64_t r) const {
+    return w_.data + row * w_.step_stride + r * w_.line_stride;
+  }
+
+  Weights<T> w_;
+  std::vector<double> max_;
+};
+
+template <class T>
+bool valid_element(const Weights<T>& w, int64_t r, int64_t i) {
+  const auto x = to_float(w.data[r * w.line_stride + i * w.step_stride]);
+  return x >= 0 && std::isfinite(x);
+}
+
+// The largest weight of each line; false if a weight is invalid.
+template <class T>
+bool line_maxima(const Weights<T>& w, std::vector<double>& max, const Pool& pool) {
+  const int64_t task = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, w.lines));
+  std::mutex mutex;
+  bool valid = true;
+  parallel_tasks(pool, ceil_div(w.n, task), [&](int64_t index) {
+    const int64_t begin = index * task, end = std::min(w.n, begin + task);
+    std::vector<double> local(w.lines, 0.0);
+    bool good = true;
+    if (w.step_stride == 1) {
+      for (int64_t r = 0; r < w.lines; ++r)
+        good &= largest(w.data + r * w.line_stride + begin, end - begin, &local[r]);
+    } else if (w.line_stride == 1) {
+      for (int64_t i = begin; i < end; ++i)
+        good &= largest_each(w.data + i * w.step_stride, w.lines, local.data());
+    } else {
+      for (int64_t r = 0; r < w.lines; ++r)
+        for (int64_t i = begin; i < end; ++i)
+          good &= largest(w.data + r * w.line_stride + i * w.step_stride, 1, &local[r]);
+    }
+    const std::lock_guard lock(mutex);
+    valid &= good;
+    for (int64_t r = 0; r < w.lines; ++r) max[r] = std::max(max[r], local[r]);
+  });
+  return valid;
+}
+
+}  // namespace
+
+template <class T>
+int64_t bottom_k_cpu(const Weights<T>& weights, const Draw& draw, const Sample& out,
+                     const Pool& pool) {
+  std::vector<double> max(weights.lines, 0.0);
+  if (!line_maxima(weights, max, pool)) {
+    for (int64_t r = 0; r < weights.lines; ++r)
+      for (int64_t i = 0; i < weights.n; ++i)
+        if (!valid_element(weights, r, i)) return r * weights.n + i;
+  }
+  draw_sample(WeightSource<T>(weights, std::move(max)), draw, weights.n, out, pool);
+  return -1;
+}
+
+template int64_t bottom_k_cpu(const Weights<float>&, const Draw&, const Sample&, const Pool&);
+template int64_t bottom_k_cpu(const Weights<double>&, const Draw&, const Sample&, const Pool&);
+template int64_t bottom_k_cpu(const Weights<Half>&, const Draw&, const Sample&, const Pool&);
+template int64_t bottom_k_cpu(const Weights<BFloat16>&, const Draw&, const Sample&, const Pool&);
+
+}  // namespace fastif

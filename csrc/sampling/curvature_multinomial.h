@@ -1,0 +1,27 @@
+// curvature_multinomial(logits[n,Y], m, seed, row_offset=0, row_scale float64[n]=None, floor=0.0)
+//     -> (rows int64[m], log_keys float32[m], log_threshold float32[], skipped int64[1])
+//
+// One pool of m rows without replacement, with sizes f = floor + curvature_sizes(logits, row_scale)
+// added in float32: bit for bit bottom_k(f, m), in one pass and without holding f.
+//
+// - floor is finite and not negative: a constant share of uniform sampling, the same for every
+//   chunk, so that samples of chunks stay mergeable.
+// - skipped counts the rows with NaN, or of nothing but -inf. Their curvature is 0: with a positive
+//   floor they can be drawn all the same.
+// - Errors are those of curvature_sizes. Padding, n = 0, chunks, threads: as in bottom_k.
+#pragma once
+
+#include <cstdint>
+
+#include "common/parallel.h"
+#include "sampling/curvature_sizes.h"
+#include "sampling/draw.h"
+
+namespace fastif {
+
+// draw.classes is 1. A row other than -1 comes back where the rows cannot be used.
+template <class T>
+BadRow curvature_multinomial_cpu(const CurvatureSizes<T>& task, float floor, const Draw& draw,
+                                 const Sample& out, int64_t* skipped, const Pool& pool);
+
+}  // namespace fastif

@@ -1,0 +1,36 @@
+// curvature_sizes(logits[n,Y], row_scale float64[n]=None) -> sizes float32[n]
+//
+// The trace of each row's softmax Hessian diag(p) - p p^T,
+//     size = sum_y p_y (1 - p_y) * row_scale,
+// in double from the row as it is stored, to about 1e-15 relative without cancellation for
+// confident rows (softmax_row.h), and rounded to float32 once.
+//
+// - A row with NaN, or of nothing but -inf, has size 0. +inf in a row without NaN is an error.
+// - row_scale is finite and not negative, and so is its product as a float32; else an error.
+// - Each row stands alone: chunks and threads change no bit. n = 0 and Y = 0 (size 0) work.
+// - logits: float32, float64, float16 or bfloat16, contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "common/parallel.h"
+
+namespace fastif {
+
+template <class T>
+struct CurvatureSizes {
+  const T* logits;  // [n, Y]
+  int64_t n, classes;
+  const double* row_scale;  // [n] or null
+};
+
+// The first row that cannot be used and why.
+struct BadRow {
+  int64_t row = -1;
+  bool infinite_logit = false;  // else its scale is at fault
+};
+
+template <class T>
+BadRow curvature_sizes_cpu(const CurvatureSizes<T>& task, float* sizes, const Pool& pool);
+
+}  // namespace fastif
