@@ -156,7 +156,7 @@ def remove_class(
         class_index: the class to remove.
         test: where the report is measured; by default `train`. Required for protocol="paper".
         sampler: the subset for the Hessian, its indices being rows of `train`; by default a
-            CurvatureSampler of at most 400 rows.
+            systematic CurvatureSampler of at most 400 rows.
         protocol: "default" or "paper".
         loss_fn: loss_fn(outputs, labels) -> mean loss, the one the model was trained with.
         target: self-accuracy that the default protocol goes below.
@@ -199,7 +199,7 @@ def remove_class(
             f"labels are {got.labels.unique().tolist()}"
         )
     if sampler is None:
-        sampler = CurvatureSampler(got.logits, min(400, n), seed=0)
+        sampler = CurvatureSampler(got.logits, min(400, n), method="systematic", seed=0)
     clock.lap("sample")
 
     removed = take(train, removed_rows)
