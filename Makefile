@@ -1,4 +1,4 @@
-# make demo | test | native-test | lint | clean
+# make demo | test | native-test | bench | lint | clean
 #
 # Each target does all its own set-up. If PYTHON has torch >= 2.11 it is used as it is; otherwise, or
 # when TORCH=version is given, a virtual environment with that torch is made.
@@ -26,7 +26,7 @@ else
 endif
 
 TOOLS := "setuptools>=77" "pybind11>=2.12" ninja wheel
-.PHONY: demo test native-test lint install clean
+.PHONY: demo test native-test bench lint install which-python clean
 
 demo: install
 	cd build && $(PY) -m fastif_ext demo --output ../demo
@@ -53,6 +53,11 @@ native-test:
 	cmake --build build/native --parallel
 	ctest --test-dir build/native --output-on-failure
 
+bench: install
+	mkdir -p build/bench
+	cd build && $(PY) -m pytest ../bench -o python_files='bench_*.py' --benchmark-columns=median,iqr \
+	  --benchmark-sort=name --benchmark-json=bench/cpu.json $(ARGS)
+
 lint: install
 	$(PY) -m pip install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
 	$(PY) -m ruff format --check .
@@ -60,5 +65,8 @@ lint: install
 	$(PY) -m clang_format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
 	$(PY) -m mypy
 
+which-python:
+	@echo $(PY)
+
 clean:
-	rm -rf build .venv .venv-torch-* *.egg-info
+	rm -rf build .venv .venv-torch-* .venv-other-* *.egg-info

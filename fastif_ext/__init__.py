@@ -1,6 +1,17 @@
-"""Faithful and fast influence functions for PyTorch."""
+"""Faithful and fast influence functions for PyTorch.
 
+Choose a representative subset of the training data (samplers), take the curvature of the loss on it
+(Hessian), solve for the change of parameters (lissa, cg), remove a class (remove_class).
+"""
+
+from fastif_ext import reference
 from fastif_ext.build import build_info
+from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.extract import Extracted, extract
+from fastif_ext.influence import InfluenceResult, influence
+from fastif_ext.kmeans import KMeans
+from fastif_ext.lissa import lissa
+from fastif_ext.metrics import ClassMetrics, class_metrics, f1_score
 from fastif_ext.ops import (
     ClassSample,
     LissaStep,
@@ -8,26 +19,80 @@ from fastif_ext.ops import (
     class_multinomial,
     curvature_multinomial,
     curvature_sizes,
+    hvp_accumulate_,
     inclusion_probability,
+    kmeans_assign,
+    kmeans_nearest,
+    kmeans_update,
+    kmeans_weighted,
+    linear_softmax_hvp,
     lissa_update_,
     merge_samples,
     multinomial,
+    softmax_hvp,
 )
-from fastif_ext.weighted_sampler import WeightedRandomSampler
+from fastif_ext.parameters import apply_update
+from fastif_ext.removal import RemovalReport, remove_class
+from fastif_ext.samplers import (
+    AllRows,
+    CurvatureSampler,
+    FeatureSampler,
+    LogitSampler,
+    RandomSampler,
+    ResidualSampler,
+    StratifiedSampler,
+    SubsetSampler,
+    WeightedRandomSampler,
+)
+from fastif_ext.solvers import SolveResult, SolverDivergence, cg, exact
 
 __version__ = str(build_info()["version"])
 
 __all__ = [
+    "AllRows",
+    "ClassMetrics",
     "ClassSample",
+    "CurvatureSampler",
+    "Extracted",
+    "FeatureSampler",
+    "Hessian",
+    "InfluenceResult",
+    "KMeans",
     "LissaStep",
+    "LogitSampler",
+    "RandomSampler",
+    "RemovalReport",
+    "ResidualSampler",
+    "SolveResult",
+    "SolverDivergence",
+    "StratifiedSampler",
+    "SubsetSampler",
     "WeightedRandomSampler",
+    "apply_update",
     "bottom_k",
     "build_info",
+    "cg",
+    "class_metrics",
     "class_multinomial",
     "curvature_multinomial",
     "curvature_sizes",
+    "exact",
+    "extract",
+    "f1_score",
+    "hvp_accumulate_",
     "inclusion_probability",
+    "influence",
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
+    "linear_softmax_hvp",
+    "lissa",
     "lissa_update_",
+    "mean_gradient",
     "merge_samples",
     "multinomial",
+    "reference",
+    "remove_class",
+    "softmax_hvp",
 ]

@@ -15,6 +15,7 @@ from fastif_ext.samplers.curvature import CurvatureSampler, ResidualSampler
 from fastif_ext.samplers.feature import FeatureSampler
 from fastif_ext.samplers.logit import LogitSampler
 from fastif_ext.samplers.uniform import AllRows, RandomSampler, StratifiedSampler
+from fastif_ext.samplers.weighted import WeightedRandomSampler
 
 __all__ = [
     "AllRows",
@@ -25,4 +26,5 @@ __all__ = [
     "ResidualSampler",
     "StratifiedSampler",
     "SubsetSampler",
+    "WeightedRandomSampler",
 ]
