@@ -33,7 +33,7 @@ from fastif_ext.samplers import (
     StratifiedSampler,
     SubsetSampler,
 )
-from fastif_ext.solvers import SolverDivergence
+from fastif_ext.solvers import SolverDivergence, cg, spectrum
 
 SAMPLERS = (
     "random",
@@ -60,7 +60,7 @@ class Record:
     hvp_error: float | None = None
     """|H_S v - H v| / |H v|, v standard normal."""
     ihvp_error: float | None = None
-    """|x_S - x| / |x|, x = (H + damping I)^-1 g on all rows, each with its own damping."""
+    """|x_S - x| / |x|, x = (H + d I)^-1 g on all rows; one d, Comparison.common_damping, for all."""
     damping: float | None = None
     iterations: int | None = None
     converged: bool | None = None
@@ -143,7 +143,14 @@ class Comparison:
         generator = torch.Generator().manual_seed(0)
         self._probe = torch.randn(full.dim, generator=generator, dtype=torch.float64).to(full.dtype)
         self._full_product = full @ self._probe
-        self._exact_delta: Tensor | None = None
+        # An automatic damping differs from subset to subset; errors are compared at one for all.
+        self.common_damping = 0.1 * spectrum(full, self._probe).largest
+        if data.labels is None:
+            raise ValueError("Comparison: data has no labels")
+        self._removed_rows = (data.labels == setting.class_index).nonzero().flatten()
+        removed = take(setting.train, self._removed_rows)
+        self._gradient = mean_gradient(setting.model, setting.loss_fn, removed)
+        self._full_solution = self._solution(full)
 
     def exact(self) -> Record:
         """The influence with the Hessian of all training rows."""
@@ -157,16 +164,12 @@ class Comparison:
 
     def gradient_only(self) -> Record:
         """Gradient ascent on the class: g in place of (H + damping I)^-1 g, the same step rule."""
-        s = self.setting
-        assert self.data.labels is not None
-        start = time.perf_counter()
-        rows = (self.data.labels == s.class_index).nonzero().flatten()
-        removed = take(s.train, rows)
-        gradient = mean_gradient(s.model, s.loss_fn, removed)
-        first = len(rows) / len(s.train)
-        step, _, _ = shortest_step(s.model, gradient, removed, s.class_index, first=first)
+        s, start = self.setting, time.perf_counter()
+        removed, first = take(s.train, self._removed_rows), len(self._removed_rows) / len(s.train)
+        step, _, _ = shortest_step(s.model, self._gradient, removed, s.class_index, first=first)
         seconds = time.perf_counter() - start
-        metrics = class_metrics(apply_update(s.model, gradient, step), s.test, s.class_index)
+        edited = apply_update(s.model, self._gradient, step)
+        metrics = class_metrics(edited, s.test, s.class_index)
         return Record("gradient only", None, None, **metrics._asdict(), solve_seconds=seconds)
 
     def retrained(self, model: nn.Module, seconds: float) -> Record:
@@ -201,24 +204,15 @@ class Comparison:
         except SolverDivergence as error:
             return Record(method, m, seed, failure=str(error), sample_seconds=sample_seconds)
         seconds = time.perf_counter() - start
-        delta, solve = report.influence.delta, report.influence.solve
-        hvp_error = None
-        if sampler is None:
-            self._exact_delta = delta
-        else:
-            rows = take(s.train, sampler.indices)
-            subset = Hessian(s.model, s.loss_fn, rows, weights=sampler.weights)
-            hvp_error = _relative_error(subset @ self._probe, self._full_product)
-        reference = self._exact_delta
+        solve = report.influence.solve
+        hvp_error, ihvp_error = (None, None) if sampler is None else self._errors(sampler)
         return Record(
             method,
             m,
             seed,
             **report.after._asdict(),
             hvp_error=hvp_error,
-            ihvp_error=None
-            if reference is None or sampler is None
-            else _relative_error(delta, reference),
+            ihvp_error=ihvp_error,
             damping=solve.damping,
             iterations=solve.iterations,
             converged=solve.converged,
@@ -227,6 +221,20 @@ class Comparison:
             solve_seconds=seconds,
             peak_megabytes=peak.megabytes,
         )
+
+    def _errors(self, sampler: SubsetSampler) -> tuple[float, float | None]:
+        """Relative errors of H_S v and of the iHVP; None where the subset is too indefinite."""
+        s = self.setting
+        rows = take(s.train, sampler.indices)
+        subset = Hessian(s.model, s.loss_fn, rows, weights=sampler.weights)
+        hvp_error = _relative_error(subset @ self._probe, self._full_product)
+        try:
+            return hvp_error, _relative_error(self._solution(subset), self._full_solution)
+        except SolverDivergence:
+            return hvp_error, None
+
+    def _solution(self, H: Hessian) -> Tensor:
+        return cg(H, self._gradient, damping=self.common_damping, tol=1e-4).x
 
 
 def _relative_error(got: Tensor, want: Tensor) -> float:

@@ -66,7 +66,7 @@ def run(
         comparison.gradient_only(),
     ]
     grid = [(s, m, seed) for s in samplers for m in sizes for seed in range(seeds)]
-    with tqdm(grid, desc="removals", unit="run", disable=not progress) as bar:
+    with tqdm(grid, desc="removals", unit="run", disable=None if progress else True) as bar:
         for sampler, m, seed in bar:
             bar.set_postfix_str(f"{sampler}, m={m}")
             records.append(comparison.subset(sampler, m, seed))
@@ -75,14 +75,16 @@ def run(
     print("\n" + report.table(records))
     print(
         f"\nF1 and accuracies on {len(test)} test digits; errors against the Hessian of all "
-        f"{len(train)} training digits;\n95 % bootstrap intervals over {seeds} seeds. "
-        f"Damping is automatic. {seconds:.0f} s, {torch.get_num_threads()} threads."
+        f"{len(train)} training digits,\nof the iHVP at one damping ({comparison.common_damping:.2f}) "
+        f"for all subsets. Removal takes the automatic damping.\n95 % bootstrap intervals over "
+        f"{seeds} seeds. {seconds:.0f} s on {torch.get_num_threads()} threads."
     )
     facts: dict[str, Any] = {
         "data": "digits",
         "class_index": class_index,
         "sizes": list(sizes),
         "seeds": seeds,
+        "common_damping": comparison.common_damping,
         "seconds": round(seconds, 1),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,

@@ -101,7 +101,11 @@ def stream(
     network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
     row_offset = 0
     with evaluating(model), _capture(model, name) as captured:
-        for batch in tqdm(loader, desc="logits", unit="batch", disable=not progress):
+        rng = torch.get_rng_state()
+        iterator = iter(loader)  # draws a seed for its workers from torch's global generator
+        torch.set_rng_state(rng)
+        size = len(loader) if hasattr(loader, "__len__") else None
+        for batch in tqdm(iterator, "logits", size, unit="batch", disable=not progress):
             inputs, labels = split_batch(batch)
             inputs = to_device(inputs, device)
             with torch.no_grad():

@@ -178,7 +178,8 @@ class TestPaperProtocol:
         )
         assert report.steps == 60
         assert report.f1 == max(record.f1 or 0 for record in report.history)
-        units = torch.tensor([r.step for r in report.history]) * report.influence.delta.norm()
+        steps = torch.tensor([r.step for r in report.history], dtype=torch.float64)
+        units = steps * report.influence.delta.norm()
         torch.testing.assert_close(units, 0.1 * torch.arange(1, 61, dtype=torch.float64))
         assert "TEST set" in report.summary()
 
