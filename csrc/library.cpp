@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(fastif_ext, m) {
       "-> (Tensor rows, Tensor log_keys, Tensor log_threshold)");
 
   // curvature products and LiSSA
+  m.def("softmax_hvp(Tensor probs, Tensor z, Tensor? weight=None) -> Tensor");
+  m.def("linear_softmax_hvp(Tensor x, Tensor probs, Tensor v, Tensor? weight=None) -> Tensor");
+  m.def("hvp_accumulate_(Tensor(a!) acc, Tensor[] hvp, float weight) -> ()");
   m.def(
       "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "
       "Tensor? mask=None) -> (Tensor delta_sq, Tensor norm_sq, Tensor finite)");

@@ -5,11 +5,11 @@
 #include "common/clones.h"
 #include "common/simd.h"
 #include "hvp/lissa_update.h"
+#include "hvp/segments.h"
 
 namespace fastif {
 namespace {
 
-constexpr int64_t kChunk = 1 << 16;  // elements per task: four streams of it stay in L2
 constexpr int64_t kBlock = 1 << 10;  // elements summed in T before the sum goes on in double
 
 // One contiguous run. Adds to sums[0] the squared change and to sums[1] the squared new value.
@@ -55,26 +55,17 @@ FASTIF_CLONES void update_run(T* __restrict h, const T* __restrict v, const G* _
 
 template <class T, class G>
 void lissa_update_cpu(const LissaUpdate<T, G>& task, const Pool& pool) {
-  const int64_t chunks = ceil_div(task.dim, kChunk);
-  std::vector<int64_t> starts(task.tensors + 1, 0);
-  for (int64_t t = 0; t < task.tensors; ++t) starts[t + 1] = starts[t] + task.lengths[t];
+  const int64_t chunks = ceil_div(task.dim, kSegmentChunk);
   std::vector<double> sums(2 * task.right_hand_sides * chunks, 0.0);
   const T keep = T(1.0 - task.damping / task.scale), step = T(1.0 / task.scale);
 
-  parallel_tasks(pool, task.right_hand_sides * chunks, [&](int64_t index) {
-    const int64_t r = index / chunks;
-    const int64_t begin = index % chunks * kChunk, end = std::min(task.dim, begin + kChunk);
-    T* h = task.h + r * task.dim;
-    const T* v = task.v + r * task.dim;
-    int64_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-    for (int64_t i = begin; i < end; ++t) {
-      const int64_t stop = std::min(end, starts[t + 1]);
-      const G* g = task.hvp[t] + r * task.lengths[t] + (i - starts[t]);
-      update_run(h + i, v + i, g, task.mask ? task.mask + i : nullptr, stop - i, keep, step,
-                 sums.data() + 2 * index);
-      i = stop;
-    }
-  });
+  for_segments(task.right_hand_sides, task.dim, task.lengths, task.tensors, pool,
+               [&](int64_t chunk, int64_t r, int64_t i, int64_t t, int64_t j, int64_t length) {
+                 update_run(task.h + r * task.dim + i, task.v + r * task.dim + i,
+                            task.hvp[t] + r * task.lengths[t] + j,
+                            task.mask ? task.mask + i : nullptr, length, keep, step,
+                            sums.data() + 2 * chunk);
+               });
 
   for (int64_t r = 0; r < task.right_hand_sides; ++r) {
     double delta = 0, norm = 0;

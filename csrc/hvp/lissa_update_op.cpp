@@ -2,10 +2,10 @@
 
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "common/torch_op.h"
+#include "hvp/parameter_list.h"
 
 namespace fastif {
 namespace {
@@ -19,22 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> lissa_update(Tensor h, const Tensor& v, std::
   STD_TORCH_CHECK(v.dim() == 2 && v.size(0) == R && v.size(1) == p, kOp,
                   ": v must have the shape of h");
   STD_TORCH_CHECK(v.scalar_type() == h.scalar_type(), kOp, ": v must have the dtype of h");
-  STD_TORCH_CHECK(!hvp.empty(), kOp, ": hvp is an empty list");
   STD_TORCH_CHECK(scale > 0, kOp, ": scale must be positive, got ", scale);
-  std::vector<int64_t> lengths;
-  int64_t total = 0;
-  for (auto& product : hvp) {
-    STD_TORCH_CHECK(product.dim() >= 1 && product.size(0) == R, kOp,
-                    ": every tensor of hvp must be [R, *parameter shape]");
-    STD_TORCH_CHECK(product.scalar_type() == hvp[0].scalar_type(), kOp,
-                    ": the tensors of hvp must have one dtype");
-    int64_t length = 1;
-    for (int64_t d = 1; d < product.dim(); ++d) length *= product.size(d);
-    lengths.push_back(length);
-    total += length;
-    product = torch::stable::contiguous(product);
-  }
-  STD_TORCH_CHECK(total == p, kOp, ": hvp has ", total, " elements per right-hand side, h has ", p);
+  const ParameterList list(kOp, hvp, R, p);
   if (mask) {
     STD_TORCH_CHECK(
         mask->scalar_type() == ScalarType::Bool && mask->dim() == 1 && mask->size(0) == p, kOp,
@@ -46,32 +32,17 @@ std::tuple<Tensor, Tensor, Tensor> lissa_update(Tensor h, const Tensor& v, std::
   Tensor norm_sq = new_tensor(h, {R}, ScalarType::Double);
   Tensor finite = new_tensor(h, {R}, ScalarType::Bool);
 
-  auto run = [&](auto t, auto g) {
+  dispatch_state(kOp, h.scalar_type(), list.tensors[0].scalar_type(), [&](auto t, auto g) {
     using T = decltype(t);
     using G = decltype(g);
-    std::vector<const G*> pointers;
-    for (const auto& product : hvp) pointers.push_back(data<G>(product));
-    lissa_update_cpu(LissaUpdate<T, G>{R, p, int64_t(hvp.size()), pointers.data(), lengths.data(),
-                                       mutable_data<T>(h), data<T>(v_contiguous),
-                                       mask ? data<bool>(*mask) : nullptr, damping, scale,
-                                       mutable_data<double>(delta_sq),
+    const auto pointers = list.pointers<G>();
+    lissa_update_cpu(LissaUpdate<T, G>{R, p, int64_t(pointers.size()), pointers.data(),
+                                       list.lengths.data(), mutable_data<T>(h),
+                                       data<T>(v_contiguous), mask ? data<bool>(*mask) : nullptr,
+                                       damping, scale, mutable_data<double>(delta_sq),
                                        mutable_data<double>(norm_sq), mutable_data<bool>(finite)},
                      torch_pool());
-  };
-  const ScalarType state = h.scalar_type(), product = hvp[0].scalar_type();
-  if (state == ScalarType::Double && product == ScalarType::Double) {
-    run(double{}, double{});
-  } else if (state == ScalarType::Float && product == ScalarType::Float) {
-    run(float{}, float{});
-  } else if (state == ScalarType::Float && product == ScalarType::Half) {
-    run(float{}, Half{});
-  } else if (state == ScalarType::Float && product == ScalarType::BFloat16) {
-    run(float{}, BFloat16{});
-  } else {
-    STD_TORCH_CHECK(false, kOp,
-                    ": h must be float32 or float64, and hvp of the same dtype, or "
-                    "float16/bfloat16 with a float32 h");
-  }
+  });
   return {delta_sq, norm_sq, finite};
 }
 

@@ -5,7 +5,13 @@ loads the native module, which registers the operators.
 """
 
 import fastif_ext._C  # noqa: F401  registers torch.ops.fastif_ext
-from fastif_ext.ops.hvp import LissaStep, lissa_update_
+from fastif_ext.ops.hvp import (
+    LissaStep,
+    hvp_accumulate_,
+    linear_softmax_hvp,
+    lissa_update_,
+    softmax_hvp,
+)
 from fastif_ext.ops.sample import ClassSample, inclusion_probability, merge_samples
 from fastif_ext.ops.sampling import (
     bottom_k,
@@ -22,8 +28,11 @@ __all__ = [
     "class_multinomial",
     "curvature_multinomial",
     "curvature_sizes",
+    "hvp_accumulate_",
     "inclusion_probability",
+    "linear_softmax_hvp",
     "lissa_update_",
     "merge_samples",
     "multinomial",
+    "softmax_hvp",
 ]

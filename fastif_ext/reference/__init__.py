@@ -3,7 +3,12 @@
 The twins follow the definitions literally and share no code with the kernels.
 """
 
-from fastif_ext.reference.hvp import lissa_update_
+from fastif_ext.reference.hvp import (
+    hvp_accumulate_,
+    linear_softmax_hvp,
+    lissa_update_,
+    softmax_hvp,
+)
 from fastif_ext.reference.sampling import (
     bottom_k,
     class_multinomial,
@@ -17,6 +22,9 @@ __all__ = [
     "class_multinomial",
     "curvature_multinomial",
     "curvature_sizes",
+    "hvp_accumulate_",
+    "linear_softmax_hvp",
     "lissa_update_",
     "merge_samples",
+    "softmax_hvp",
 ]

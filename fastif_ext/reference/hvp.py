@@ -8,6 +8,30 @@ import torch
 from torch import Tensor
 
 
+def softmax_hvp(probs: Tensor, z: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Twin of fastif_ext.softmax_hvp."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    p, z = probs.to(dtype), z.to(dtype)
+    u = p * (z - (p * z).sum(-1, keepdim=True))
+    return u if weight is None else weight.to(dtype)[:, None] * u
+
+
+def linear_softmax_hvp(x: Tensor, probs: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Twin of fastif_ext.linear_softmax_hvp: the whole n x RC intermediate at once."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, probs, v = x.to(dtype), probs.to(dtype), v.to(dtype)
+    if v.shape[-1] == x.shape[1] + 1:
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    z = torch.einsum("nd,...cd->...nc", x, v)
+    return torch.einsum("...nc,nd->...cd", softmax_hvp(probs, z, weight), x)
+
+
+def hvp_accumulate_(acc: Tensor, hvp: Sequence[Tensor], weight: float) -> Tensor:
+    """Twin of fastif_ext.hvp_accumulate_."""
+    flat = [t.reshape(t.shape[0], t.shape[1:].numel()) for t in hvp]
+    return acc.add_(torch.cat(flat, dim=1).to(acc.dtype), alpha=weight)
+
+
 def lissa_update_(
     h: Tensor,
     v: Tensor,

@@ -1,0 +1,94 @@
+#include <algorithm>
+
+#include "common/clones.h"
+#include "common/simd.h"
+#include "hvp/softmax_hvp.h"
+
+namespace fastif {
+namespace {
+
+constexpr int64_t kTaskElements = 1 << 15;
+
+// Rows begin ... end - 1 of one right-hand side, C at least the number of lanes. A last vector that
+// overlaps the one before it is computed twice and counted once.
+template <class T>
+FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* weight,
+                             accumulate_t<T>* u, int64_t classes, int64_t row_stride, int64_t begin,
+                             int64_t end) {
+  using V = typename Simd<T>::vector;
+  constexpr int64_t kLanes = Simd<T>::lanes;
+  const int64_t whole = classes / kLanes * kLanes, last = classes - kLanes;
+  for (int64_t i = begin; i < end; ++i) {
+    const T* p = probs + i * classes;
+    const T* x = z + i * row_stride;
+    accumulate_t<T>* out = u + i * row_stride;
+    V dot{};
+    for (int64_t c = 0; c < whole; c += kLanes) dot += load(p + c) * load(x + c);
+    accumulate_t<T> mean = sum_lanes(dot);
+    for (int64_t c = whole; c < classes; ++c) mean += to_float(p[c]) * to_float(x[c]);
+    const accumulate_t<T> w = weight == nullptr ? accumulate_t<T>(1) : weight[i];
+    for (int64_t c = 0; c < whole; c += kLanes)
+      store(out + c, w * (load(p + c) * (load(x + c) - mean)));
+    if (whole < classes) store(out + last, w * (load(p + last) * (load(x + last) - mean)));
+  }
+}
+
+// The same for rows shorter than a vector: kLanes rows at a time, turned so that lanes run over
+// rows.
+template <class T>
+FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>* weight,
+                               accumulate_t<T>* u, int64_t classes, int64_t row_stride,
+                               int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  using V = typename Simd<T>::vector;
+  constexpr int64_t kLanes = Simd<T>::lanes;
+  A p[kLanes * kLanes], x[kLanes * kLanes];
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const int64_t rows = std::min(kLanes, end - i);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < classes; ++c) {
+        p[c * kLanes + r] = to_float(probs[(i + r) * classes + c]);
+        x[c * kLanes + r] = to_float(z[(i + r) * row_stride + c]);
+      }
+    }
+    A w[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r)
+      w[r] = weight == nullptr || r >= rows ? A(1) : weight[i + r];
+    V dot{};
+    for (int64_t c = 0; c < classes; ++c) dot += load(p + c * kLanes) * load(x + c * kLanes);
+    const V scale = load(w);
+    for (int64_t c = 0; c < classes; ++c)
+      store(x + c * kLanes, scale * (load(p + c * kLanes) * (load(x + c * kLanes) - dot)));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < classes; ++c) u[(i + r) * row_stride + c] = x[c * kLanes + r];
+  }
+}
+
+}  // namespace
+
+template <class T>
+void softmax_hvp_rows(const SoftmaxHvp<T>& task, int64_t begin, int64_t end) {
+  const auto rows = task.classes < Simd<T>::lanes ? narrow_rows<T> : wide_rows<T>;
+  for (int64_t r = 0; r < task.right_hand_sides; ++r) {
+    rows(task.probs, task.z + r * task.rhs_stride, task.weight, task.u + r * task.rhs_stride,
+         task.classes, task.row_stride, begin, end);
+  }
+}
+
+template <class T>
+void softmax_hvp_cpu(const SoftmaxHvp<T>& task, const Pool& pool) {
+  if (task.classes == 0) return;
+  const int64_t rows = std::max<int64_t>(16, kTaskElements / task.classes / 16 * 16);
+  parallel_tasks(pool, ceil_div(task.n, rows), [&](int64_t index) {
+    softmax_hvp_rows(task, index * rows, std::min(task.n, (index + 1) * rows));
+  });
+}
+
+template void softmax_hvp_cpu(const SoftmaxHvp<float>&, const Pool&);
+template void softmax_hvp_cpu(const SoftmaxHvp<double>&, const Pool&);
+template void softmax_hvp_cpu(const SoftmaxHvp<Half>&, const Pool&);
+template void softmax_hvp_cpu(const SoftmaxHvp<BFloat16>&, const Pool&);
+template void softmax_hvp_rows(const SoftmaxHvp<float>&, int64_t, int64_t);
+template void softmax_hvp_rows(const SoftmaxHvp<double>&, int64_t, int64_t);
+
+}  // namespace fastif
