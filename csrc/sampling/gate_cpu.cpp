@@ -39,7 +39,7 @@ FASTIF_INLINE void philox_block(uint64_t seed, uint64_t block, u32x16 words[4]) 
   for (int w = 0; w < 4; ++w) words[w] = bits_as<u32x16>((c[w] & 0xffffffffu) | (d[w] << 32));
 }
 
-FASTIF_INLINE bool any_lane(i32x16 v) {
+FASTIF_INLINE bool any_bit(u32x16 v) {
   uint64_t lanes[8];
   std::memcpy(lanes, &v, sizeof(v));
   uint64_t any = 0;
@@ -55,23 +55,25 @@ FASTIF_CLONES int64_t gate_blocks(uint64_t seed, uint64_t first_block, int64_t b
   for (int64_t b = 0; b < blocks; ++b) {
     u32x16 words[4];
     philox_block(seed, first_block + uint64_t(b), words);
-    i32x16 pass[4];
+    // A lane passes if its difference has no sign bit. (Comparisons whose result is stored become
+    // scalar code.)
+    u32x16 difference[4];
     for (int w = 0; w < 4; ++w) {
       const f32x16 uniform = __builtin_convertvector(bits_as<i32x16>(words[w] >> 1), f32x16);
-      pass[w] = uniform <= load(bounds + b * kGateBlock + w * kGateLanes) * load(limits + phase);
+      const f32x16 bound = load(bounds + b * kGateBlock + w * kGateLanes) * load(limits + phase);
+      difference[w] = bits_as<u32x16>(bound - uniform);
       phase += step;
       if (phase >= classes) phase -= classes;
     }
-    if (!any_lane(pass[0] | pass[1] | pass[2] | pass[3])) [[likely]]
-      continue;
-    int32_t flags[kGateBlock];
-    uint32_t bits[kGateBlock];
-    std::memcpy(flags, pass, sizeof(flags));
+    const u32x16 all = difference[0] & difference[1] & difference[2] & difference[3];
+    if (!any_bit(~all & 0x80000000u)) [[likely]] continue;
+    uint32_t signs[kGateBlock], bits[kGateBlock];
+    std::memcpy(signs, difference, sizeof(signs));
     std::memcpy(bits, words, sizeof(bits));
     for (int64_t i = 0; i < kGateBlock; ++i) {  // without a branch: hits come at random
       index[hits] = uint32_t(b * kGateBlock + i);
       word[hits] = bits[i];
-      hits -= flags[i];
+      hits += 1 - (signs[i] >> 31);
     }
   }
   return hits;

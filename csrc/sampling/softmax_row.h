@@ -69,22 +69,20 @@ FASTIF_INLINE SoftmaxRow softmax_row(const T* row, int64_t classes) {
   }
   const double max = max_lanes(maxima);
   f64x8 sum{}, sum_sq{};
-  i64x8 at_max{};  // -1 for each
+  f64x8 at_max{};
   auto add = [&](f64x8 x) __attribute__((always_inline)) {
-    const i64x8 is_max = x == max;
     f64x8 d = x - max;
     d = d < -340.0 ? f64x8{} - 340.0 : d;  // below, e^2 would not be a normal number; keeps NaN
-    const f64x8 e = is_max ? f64x8{} : vexp(d);
-    at_max += is_max;
+    const f64x8 e = x == max ? f64x8{} : vexp(d);
+    at_max += x == max ? f64x8{} + 1.0 : f64x8{};
     sum += e;
     sum_sq += e * e;
   };
   for (int64_t j = 0; j < whole; j += 8) add(load_double(row + j));
   if (tail > 0) add(last);
-  int64_t others_at_max = -1;
-  for (int i = 0; i < 8; ++i) others_at_max -= at_max[i];
-  SoftmaxRow out{RowKind::kRegular, max, sum_lanes(sum) + double(others_at_max),
-                 sum_lanes(sum_sq) + double(others_at_max)};
+  const double others_at_max = sum_lanes(at_max) - 1;
+  SoftmaxRow out{RowKind::kRegular, max, sum_lanes(sum) + others_at_max,
+                 sum_lanes(sum_sq) + others_at_max};
   if (std::isnan(out.rest) || max == -kInfinity)
     out.kind = RowKind::kUndefined;
   else if (max == kInfinity)
