@@ -31,6 +31,7 @@ struct Level {
   typedef float half_f32 __attribute__((vector_size(bytes / 2)));
   typedef double f64 __attribute__((vector_size(bytes)));
   typedef uint64_t u64 __attribute__((vector_size(bytes)));
+  static constexpr int width = bytes;
   static constexpr int lanes = bytes / 4;
 };
 using LevelV4 = Level<64>;
@@ -88,16 +89,56 @@ FASTIF_INLINE void store_vector(T* p, V v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// Sum and maximum over lanes, halving each time: one fixed order.
-template <int count, class T>
-FASTIF_INLINE T sum_array(T* lanes) {
-  for (int half = count / 2; half >= 1; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+// One vector of half the width from each half of v, combined, down to 16 bytes.
+template <class Narrow, class V, class Op>
+FASTIF_INLINE Narrow fold_halves(V v, Op op) {
+  Narrow parts[2];
+  static_assert(sizeof(parts) == sizeof(v));
+  std::memcpy(parts, &v, sizeof(v));
+  return op(parts[0], parts[1]);
 }
-template <int count, class T>
-FASTIF_INLINE T max_array(T* lanes) {
-  for (int half = count / 2; half >= 1; half /= 2)
+
+// Sum and maximum over lanes, halving each time: one fixed order.
+template <int bytes>
+FASTIF_INLINE float sum_f32(typename Level<bytes>::f32 v) {
+  if constexpr (bytes == 16) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    using Narrow = typename Level<bytes / 2>::f32;
+    return sum_f32<bytes / 2>(fold_halves<Narrow>(v, [](Narrow a, Narrow b) { return a + b; }));
+  }
+}
+template <int bytes>
+FASTIF_INLINE float max_f32(typename Level<bytes>::f32 v) {
+  if constexpr (bytes == 16) {
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+  } else {
+    using Narrow = typename Level<bytes / 2>::f32;
+    return max_f32<bytes / 2>(
+        fold_halves<Narrow>(v, [](Narrow a, Narrow b) { return a > b ? a : b; }));
+  }
+}
+// The same of eight doubles, in as many vectors as the level needs for them.
+template <int bytes>
+FASTIF_INLINE double sum_f64(const typename Level<bytes>::f64* v) {
+  if constexpr (bytes == 64) {
+    typename Level<32>::f64 parts[2];
+    std::memcpy(parts, v, sizeof(parts));
+    return sum_f64<32>(parts);
+  } else if constexpr (bytes == 32) {
+    const auto quad = v[0] + v[1];
+    return (quad[0] + quad[2]) + (quad[1] + quad[3]);
+  } else {
+    const auto even = v[0] + v[2], odd = v[1] + v[3];
+    return (even[0] + odd[0]) + (even[1] + odd[1]);
+  }
+}
+template <int bytes>
+FASTIF_INLINE double max_f64(const typename Level<bytes>::f64* v) {
+  double lanes[8];
+  std::memcpy(lanes, v, sizeof(lanes));
+  for (int half = 4; half >= 1; half /= 2)
     for (int i = 0; i < half; ++i)
       lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   return lanes[0];
@@ -105,23 +146,26 @@ FASTIF_INLINE T max_array(T* lanes) {
 
 enum class SimdLevel { kBase, kV3, kV4 };
 
-inline SimdLevel simd_level() {
+inline SimdLevel machine_simd_level() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  static const SimdLevel level = [] {
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2"))
-      return SimdLevel::kBase;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512vl"))
-      return SimdLevel::kV3;
-    return SimdLevel::kV4;
-  }();
-  return level;
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2"))
+    return SimdLevel::kBase;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl"))
+    return SimdLevel::kV3;
+  return SimdLevel::kV4;
 #else
   return SimdLevel::kBase;
 #endif
+}
+
+// The level in use. Tests lower it to try them all.
+inline SimdLevel& simd_level() {
+  static SimdLevel level = machine_simd_level();
+  return level;
 }
 
 }  // namespace fastif

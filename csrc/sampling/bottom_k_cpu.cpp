@@ -66,13 +66,14 @@ class WeightSource {
     int64_t row;
   };
 
-  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+  int64_t load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
     tile.row = row;
     for (int64_t r = 0; r < w_.lines; ++r) {
       // 1 / max may overflow below 1e-300: all bounds are then kSmallest or 0, as log_unit knows.
       const double inverse = max_[r] > 1e-300 ? 1 / max_[r] : 0;
       scale_down(at(row, r), rows, w_.step_stride, inverse, bounds + r, w_.lines);
     }
+    return 0;
   }
   double log_unit(int64_t y) const {
     return max_[y] > 1e-300 ? std::log(max_[y]) : std::log(1e-300 / double(kSmallest));

@@ -38,7 +38,7 @@ FASTIF_INLINE void softmax_rows_body(const T* logits, int64_t rows, int64_t clas
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = logits + i * classes;
     float* out = bounds + i * classes;
-    float max, sum, lanes[kLanes];
+    float max, sum;
     auto exp_of = [&](V x) __attribute__((always_inline)) {
       V d = x - max;
       d = d < kLowest ? V{} + kLowest : d;  // keeps NaN
@@ -49,15 +49,14 @@ FASTIF_INLINE void softmax_rows_body(const T* logits, int64_t rows, int64_t clas
       if (i * classes + kLanes <= readable) {
         x = load_f32<L>(row);
       } else {
+        float lanes[kLanes];
         for (int j = 0; j < kLanes; ++j) lanes[j] = j < classes ? to_float(row[j]) : 0.0f;
         x = load_f32<L>(lanes);
       }
       x = lane < int32_t(classes) ? x : V{} - kInfinity;
-      store_vector(lanes, x);
-      max = max_array<kLanes>(lanes);
+      max = max_f32<L::width>(x);
       const V e = lane < int32_t(classes) ? exp_of(x) : V{};
-      store_vector(lanes, e);
-      sum = sum_array<kLanes>(lanes);
+      sum = sum_f32<L::width>(e);
       store_vector(out, e * (1.0f / sum));
     } else {
       V m = load_f32<L>(row + last);
@@ -65,8 +64,7 @@ FASTIF_INLINE void softmax_rows_body(const T* logits, int64_t rows, int64_t clas
         const V x = load_f32<L>(row + j);
         m = x > m ? x : m;
       }
-      store_vector(lanes, m);
-      max = max_array<kLanes>(lanes);
+      max = max_f32<L::width>(m);
       V total{};
       for (int64_t j = 0; j < whole; j += kLanes) {
         const V e = exp_of(load_f32<L>(row + j));
@@ -78,8 +76,7 @@ FASTIF_INLINE void softmax_rows_body(const T* logits, int64_t rows, int64_t clas
         store_vector(out + last, e);
         total += lane >= int32_t(whole - last) ? e : V{};
       }
-      store_vector(lanes, total);
-      sum = sum_array<kLanes>(lanes);
+      sum = sum_f32<L::width>(total);
       const float inverse = 1.0f / sum;
       for (int64_t j = 0; j < classes; j += kLanes)
         store_vector(out + j, load_f32<L>(out + j) * inverse);
@@ -114,7 +111,8 @@ class LogitSource {
     std::vector<double> wide_maxima;
   };
 
-  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+  int64_t load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+    int64_t skipped = 0;
     const T* logits = logits_ + row * classes_;
     tile.row = row;
     tile.maxima.resize(rows);
@@ -130,7 +128,8 @@ class LogitSource {
                    tile.sums.data());
     }
     for (int64_t i = 0; i < rows; ++i)
-      if (!std::isfinite(tile.sums[i])) irregular(row + i, bounds + i * classes_);
+      if (!std::isfinite(tile.sums[i])) skipped += irregular(row + i, bounds + i * classes_);
+    return skipped;
   }
 
   double log_unit(int64_t) const { return 0; }
@@ -149,26 +148,24 @@ class LogitSource {
   // The float sum of softmax_rows: 1e-5 for its terms, 1e-8 for each addition.
   double accuracy() const { return 1e-5 + 1e-8 * double(classes_); }
 
-  int64_t skipped() const { return skipped_; }
   int64_t first_infinite() const { return infinite_ == n_ ? -1 : infinite_.load(); }
 
  private:
-  void irregular(int64_t row, float* bounds) const {
+  // Whether the row is to be skipped.
+  bool irregular(int64_t row, float* bounds) const {
     SoftmaxRow exact;
     exact_row(logits_ + row * classes_, classes_, &exact);
     std::fill(bounds, bounds + classes_, 0.0f);
-    if (exact.kind == RowKind::kUndefined) {
-      ++skipped_;
-    } else {
-      int64_t first = infinite_;
-      while (row < first && !infinite_.compare_exchange_weak(first, row)) {
-      }
+    if (exact.kind == RowKind::kUndefined) return true;
+    int64_t first = infinite_;
+    while (row < first && !infinite_.compare_exchange_weak(first, row)) {
     }
+    return false;
   }
 
   const T* logits_;
   int64_t n_, classes_;
-  mutable std::atomic<int64_t> skipped_{0}, infinite_{n_};
+  mutable std::atomic<int64_t> infinite_{n_};
 };
 
 }  // namespace
@@ -177,8 +174,7 @@ template <class T>
 int64_t class_multinomial_cpu(const T* logits, int64_t n, const Draw& draw, const Sample& out,
                               int64_t* skipped, const Pool& pool) {
   const LogitSource<T> source(logits, n, draw.classes);
-  draw_sample(source, draw, n, out, pool);
-  *skipped = source.skipped();
+  *skipped = draw_sample(source, draw, n, out, pool);
   return source.first_infinite();
 }
 

@@ -50,9 +50,7 @@ FASTIF_INLINE SoftmaxRow softmax_row(const T* row, int64_t classes) {
       maxima[v] = x > maxima[v] ? x : maxima[v];
     }
   }
-  double lanes[8];
-  std::memcpy(lanes, maxima, sizeof(lanes));
-  const double max = max_array<8>(lanes);
+  const double max = max_f64<L::width>(maxima);
 
   V sum[kVectors] = {}, sum_sq[kVectors] = {}, at_max[kVectors] = {};
   auto add = [&](int v, V x) __attribute__((always_inline)) {
@@ -67,12 +65,9 @@ FASTIF_INLINE SoftmaxRow softmax_row(const T* row, int64_t classes) {
     for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(row + j + v * kLanes));
   if (tail > 0)
     for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(last + v * kLanes));
-  auto total = [&](const V* partial) __attribute__((always_inline)) {
-    std::memcpy(lanes, partial, sizeof(lanes));
-    return sum_array<8>(lanes);
-  };
-  const double others_at_max = total(at_max) - 1;
-  SoftmaxRow out{RowKind::kRegular, max, total(sum) + others_at_max, total(sum_sq) + others_at_max};
+  const double others_at_max = sum_f64<L::width>(at_max) - 1;
+  SoftmaxRow out{RowKind::kRegular, max, sum_f64<L::width>(sum) + others_at_max,
+                 sum_f64<L::width>(sum_sq) + others_at_max};
   if (std::isnan(out.rest) || max == -kInfinity)
     out.kind = RowKind::kUndefined;
   else if (max == kInfinity)
