@@ -19,7 +19,6 @@ using i32x16 = int32_t __attribute__((vector_size(64)));
 using u32x16 = uint32_t __attribute__((vector_size(64)));
 using f64x8 = double __attribute__((vector_size(64)));
 using i64x8 = int64_t __attribute__((vector_size(64)));
-using u64x8 = uint64_t __attribute__((vector_size(64)));
 using u16x16 = uint16_t __attribute__((vector_size(32)));
 
 // The vector type, and its number of lanes, in which elements of type T are computed on.
@@ -104,15 +103,6 @@ FASTIF_INLINE float max_lanes(f32x16 v) {
   float lanes[16];
   store(lanes, v);
   for (int half = 8; half >= 1; half /= 2)
-    for (int i = 0; i < half; ++i)
-      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
-}
-
-FASTIF_INLINE double max_lanes(f64x8 v) {
-  double lanes[8];
-  store(lanes, v);
-  for (int half = 4; half >= 1; half /= 2)
     for (int i = 0; i < half; ++i)
       lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   return lanes[0];

@@ -6,51 +6,42 @@
 #include <vector>
 
 #include "common/clones.h"
-#include "common/simd.h"
+#include "common/numeric_types.h"
 
 namespace fastif {
 namespace {
 
 constexpr float kSmallest = 1e-30f;  // bounds of smaller weights: normal numbers, above them
 
-// Raises *max to the largest of `count` weights, and tells whether all are valid.
+// Raises max[l] to the largest of w[i * lanes + l], i < count / lanes, and tells whether all are
+// valid. Written lane by lane, so that the compiler makes vectors of it.
 template <class T>
-FASTIF_CLONES bool largest(const T* w, int64_t count, double* max) {
+FASTIF_CLONES bool largest_each(const T* w, int64_t count, int64_t stride, int64_t lanes,
+                                accumulate_t<T>* max) {
   using A = accumulate_t<T>;
-  using V = typename Simd<T>::vector;
-  constexpr int64_t kLanes = Simd<T>::lanes;
   constexpr A kMost = std::numeric_limits<A>::max();
-  V m{};
-  auto invalid = m != m;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const V x = load(w + i);
-    invalid |= ~((x >= A(0)) & (x <= kMost));
-    m = x > m ? x : m;
-  }
-  bool valid = true;
-  for (int lane = 0; lane < kLanes; ++lane) valid &= invalid[lane] == 0;
-  A most = max_lanes(m);
-  for (; i < count; ++i) {
-    const A x = to_float(w[i]);
-    valid &= x >= A(0) && x <= kMost;
-    most = x > most ? x : most;
-  }
-  *max = double(most) > *max ? double(most) : *max;
-  return valid;
-}
-
-// The same for one element of each of `lines` neighbouring lines.
-template <class T>
-FASTIF_CLONES bool largest_each(const T* w, int64_t lines, double* max) {
-  using A = accumulate_t<T>;
-  int64_t invalid = 0;
-  for (int64_t r = 0; r < lines; ++r) {
-    const A x = to_float(w[r]);
-    invalid |= !(x >= A(0) && x <= std::numeric_limits<A>::max());
-    max[r] = double(x) > max[r] ? double(x) : max[r];
+  int32_t invalid = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t l = 0; l < lanes; ++l) {
+      const A x = to_float(w[i * stride + l]);
+      invalid |= int32_t(!(x >= A(0))) | int32_t(!(x <= kMost));
+      max[l] = x > max[l] ? x : max[l];
+    }
   }
   return invalid == 0;
+}
+
+// The same for one line of weights.
+template <class T>
+bool largest(const T* w, int64_t count, int64_t stride, accumulate_t<T>* max) {
+  constexpr int64_t kLanes = 16;
+  if (stride != 1) return largest_each(w, count, stride, 1, max);
+  accumulate_t<T> lanes[kLanes] = {};
+  const int64_t whole = count / kLanes;
+  bool valid = largest_each(w, whole, kLanes, kLanes, lanes);
+  for (const auto lane : lanes) *max = std::max(*max, lane);
+  valid &= largest_each(w + whole * kLanes, count - whole * kLanes, 1, 1, max);
+  return valid;
 }
 
 // bounds[i] = w[i * stride] / max, not below kSmallest unless the weight is zero.
@@ -75,13 +66,14 @@ class WeightSource {
     int64_t row;
   };
 
-  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+  int64_t load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
     tile.row = row;
     for (int64_t r = 0; r < w_.lines; ++r) {
       // 1 / max may overflow below 1e-300: all bounds are then kSmallest or 0, as log_unit knows.
       const double inverse = max_[r] > 1e-300 ? 1 / max_[r] : 0;
       scale_down(at(row, r), rows, w_.step_stride, inverse, bounds + r, w_.lines);
     }
+    return 0;
   }
   double log_unit(int64_t y) const {
     return max_[y] > 1e-300 ? std::log(max_[y]) : std::log(1e-300 / double(kSmallest));
@@ -115,22 +107,18 @@ bool line_maxima(const Weights<T>& w, std::vector<double>& max, const Pool& pool
   bool valid = true;
   parallel_tasks(pool, ceil_div(w.n, task), [&](int64_t index) {
     const int64_t begin = index * task, end = std::min(w.n, begin + task);
-    std::vector<double> local(w.lines, 0.0);
+    std::vector<accumulate_t<T>> local(w.lines, 0);
     bool good = true;
-    if (w.step_stride == 1) {
-      for (int64_t r = 0; r < w.lines; ++r)
-        good &= largest(w.data + r * w.line_stride + begin, end - begin, &local[r]);
-    } else if (w.line_stride == 1) {
-      for (int64_t i = begin; i < end; ++i)
-        good &= largest_each(w.data + i * w.step_stride, w.lines, local.data());
+    const T* first = w.data + begin * w.step_stride;
+    if (w.line_stride == 1) {
+      good = largest_each(first, end - begin, w.step_stride, w.lines, local.data());
     } else {
       for (int64_t r = 0; r < w.lines; ++r)
-        for (int64_t i = begin; i < end; ++i)
-          good &= largest(w.data + r * w.line_stride + i * w.step_stride, 1, &local[r]);
+        good &= largest(first + r * w.line_stride, end - begin, w.step_stride, &local[r]);
     }
     const std::lock_guard lock(mutex);
     valid &= good;
-    for (int64_t r = 0; r < w.lines; ++r) max[r] = std::max(max[r], local[r]);
+    for (int64_t r = 0; r < w.lines; ++r) max[r] = std::max(max[r], double(local[r]));
   });
   return valid;
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/clones.h"
-#include "common/simd.h"
+#include "common/simd_levels.h"
 #include "common/vexp.h"
 #include "sampling/softmax_row.h"
 
@@ -15,64 +15,77 @@ namespace {
 
 constexpr float kLowest = -64.0f;  // bounds stay normal numbers, and above smaller probabilities
 
-template <class T>
-FASTIF_CLONES void exact_row(const T* row, int64_t classes, SoftmaxRow* out) {
-  *out = softmax_row(row, classes);
+template <class L, class T>
+FASTIF_INLINE void exact_row_body(const T* row, int64_t classes, SoftmaxRow* out) {
+  *out = softmax_row<L>(row, classes);
 }
+FASTIF_LEVELS(exact_row, exact_row_body)
 
 // bounds = softmax of each row in float, written in whole vectors: up to 15 floats past each row,
 // which the next one overwrites. sums[i] is not finite where the row has NaN or +inf or is -inf
 // throughout. Nothing past logits + readable is read.
-template <class T>
-FASTIF_CLONES void softmax_rows(const T* logits, int64_t rows, int64_t classes, int64_t readable,
-                                float* bounds, float* maxima, float* sums) {
+template <class L, class T>
+FASTIF_INLINE void softmax_rows_body(const T* logits, int64_t rows, int64_t classes,
+                                     int64_t readable, float* bounds, float* maxima, float* sums) {
+  using V = typename L::f32;
+  constexpr int kLanes = L::lanes;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  if (classes < 16) {
-    const i32x16 used = lane < int32_t(classes);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at = i * classes;
-      f32x16 x = at + 16 <= readable ? load(logits + at) : load_partial(logits + at, classes);
-      x = used ? x : f32x16{} - kInfinity;
-      const float max = max_lanes(x);
-      f32x16 d = x - max;
-      d = d < kLowest ? f32x16{} + kLowest : d;
-      const f32x16 e = used ? vexp(d) : f32x16{};
-      const float sum = sum_lanes(e);
-      store(bounds + at, e * (1.0f / sum));
-      maxima[i] = max;
-      sums[i] = sum;
-    }
-    return;
-  }
-  // A last vector that overlaps the one before it counts its new lanes only.
-  const int64_t whole = classes / 16 * 16, last = classes - 16;
-  const i32x16 is_new = lane >= int32_t(whole - last);
+  // The last vector of a row overlaps the one before it, and counts its new lanes only. A row
+  // shorter than a vector is padded.
+  const int64_t whole = classes / kLanes * kLanes, last = classes - kLanes;
+  typename L::i32 lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = logits + i * classes;
     float* out = bounds + i * classes;
-    f32x16 m = load(row + last);
-    for (int64_t j = 0; j < whole; j += 16) m = vmax(load(row + j), m);
-    const float max = max_lanes(m);
-    auto exp_at = [&](int64_t j) __attribute__((always_inline)) {
-      f32x16 d = load(row + j) - max;
-      d = d < kLowest ? f32x16{} + kLowest : d;
-      const f32x16 e = vexp(d);
-      store(out + j, e);
-      return e;
+    float max, sum;
+    auto exp_of = [&](V x) __attribute__((always_inline)) {
+      V d = x - max;
+      d = d < kLowest ? V{} + kLowest : d;  // keeps NaN
+      return vexp_f32<L>(d);
     };
-    f32x16 total{};
-    for (int64_t j = 0; j < whole; j += 16) total += exp_at(j);
-    if (whole < classes) {
-      const f32x16 e = exp_at(last);
-      total += is_new ? e : f32x16{};
+    if (whole == 0) {
+      V x;
+      if (i * classes + kLanes <= readable) {
+        x = load_f32<L>(row);
+      } else {
+        float lanes[kLanes];
+        for (int j = 0; j < kLanes; ++j) lanes[j] = j < classes ? to_float(row[j]) : 0.0f;
+        x = load_f32<L>(lanes);
+      }
+      x = lane < int32_t(classes) ? x : V{} - kInfinity;
+      max = max_f32<L::width>(x);
+      const V e = lane < int32_t(classes) ? exp_of(x) : V{};
+      sum = sum_f32<L::width>(e);
+      store_vector(out, e * (1.0f / sum));
+    } else {
+      V m = load_f32<L>(row + last);
+      for (int64_t j = 0; j < whole; j += kLanes) {
+        const V x = load_f32<L>(row + j);
+        m = x > m ? x : m;
+      }
+      max = max_f32<L::width>(m);
+      V total{};
+      for (int64_t j = 0; j < whole; j += kLanes) {
+        const V e = exp_of(load_f32<L>(row + j));
+        store_vector(out + j, e);
+        total += e;
+      }
+      if (whole < classes) {
+        const V e = exp_of(load_f32<L>(row + last));
+        store_vector(out + last, e);
+        total += lane >= int32_t(whole - last) ? e : V{};
+      }
+      sum = sum_f32<L::width>(total);
+      const float inverse = 1.0f / sum;
+      for (int64_t j = 0; j < classes; j += kLanes)
+        store_vector(out + j, load_f32<L>(out + j) * inverse);
     }
-    const float sum = sum_lanes(total), inverse = 1.0f / sum;
-    for (int64_t j = 0; j < classes; j += 16) store(out + j, load(out + j) * inverse);
     maxima[i] = max;
     sums[i] = sum;
   }
 }
+FASTIF_LEVELS(softmax_rows, softmax_rows_body)
 
 // Rows of doubles less their maximum, as floats.
 FASTIF_CLONES void centre_rows(const double* logits, int64_t rows, int64_t classes, float* centred,
@@ -98,7 +111,8 @@ class LogitSource {
     std::vector<double> wide_maxima;
   };
 
-  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+  int64_t load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+    int64_t skipped = 0;
     const T* logits = logits_ + row * classes_;
     tile.row = row;
     tile.maxima.resize(rows);
@@ -107,14 +121,15 @@ class LogitSource {
       tile.centred.resize(rows * classes_);
       tile.wide_maxima.resize(rows);
       centre_rows(logits, rows, classes_, tile.centred.data(), tile.wide_maxima.data());
-      softmax_rows(tile.centred.data(), rows, classes_, rows * classes_, bounds, tile.maxima.data(),
-                   tile.sums.data());
+      softmax_rows(static_cast<const float*>(tile.centred.data()), rows, classes_, rows * classes_,
+                   bounds, tile.maxima.data(), tile.sums.data());
     } else {
       softmax_rows(logits, rows, classes_, (n_ - row) * classes_, bounds, tile.maxima.data(),
                    tile.sums.data());
     }
     for (int64_t i = 0; i < rows; ++i)
-      if (!std::isfinite(tile.sums[i])) irregular(row + i, bounds + i * classes_);
+      if (!std::isfinite(tile.sums[i])) skipped += irregular(row + i, bounds + i * classes_);
+    return skipped;
   }
 
   double log_unit(int64_t) const { return 0; }
@@ -133,26 +148,24 @@ class LogitSource {
   // The float sum of softmax_rows: 1e-5 for its terms, 1e-8 for each addition.
   double accuracy() const { return 1e-5 + 1e-8 * double(classes_); }
 
-  int64_t skipped() const { return skipped_; }
   int64_t first_infinite() const { return infinite_ == n_ ? -1 : infinite_.load(); }
 
  private:
-  void irregular(int64_t row, float* bounds) const {
+  // Whether the row is to be skipped.
+  bool irregular(int64_t row, float* bounds) const {
     SoftmaxRow exact;
     exact_row(logits_ + row * classes_, classes_, &exact);
     std::fill(bounds, bounds + classes_, 0.0f);
-    if (exact.kind == RowKind::kUndefined) {
-      ++skipped_;
-    } else {
-      int64_t first = infinite_;
-      while (row < first && !infinite_.compare_exchange_weak(first, row)) {
-      }
+    if (exact.kind == RowKind::kUndefined) return true;
+    int64_t first = infinite_;
+    while (row < first && !infinite_.compare_exchange_weak(first, row)) {
     }
+    return false;
   }
 
   const T* logits_;
   int64_t n_, classes_;
-  mutable std::atomic<int64_t> skipped_{0}, infinite_{n_};
+  mutable std::atomic<int64_t> infinite_{n_};
 };
 
 }  // namespace
@@ -161,8 +174,7 @@ template <class T>
 int64_t class_multinomial_cpu(const T* logits, int64_t n, const Draw& draw, const Sample& out,
                               int64_t* skipped, const Pool& pool) {
   const LogitSource<T> source(logits, n, draw.classes);
-  draw_sample(source, draw, n, out, pool);
-  *skipped = source.skipped();
+  *skipped = draw_sample(source, draw, n, out, pool);
   return source.first_infinite();
 }
 

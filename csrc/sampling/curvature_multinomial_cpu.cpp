@@ -21,20 +21,19 @@ class CurvatureSource {
     const float* sizes;
   };
 
-  void load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
+  int64_t load(Tile& tile, int64_t row, int64_t rows, float* bounds) const {
     CurvatureRun run = curvature_rows(task_, row, row + rows, bounds);
     for (int64_t i = 0; i < rows; ++i) {
       bounds[i] += floor_;
       if (!std::isfinite(bounds[i])) run.first_bad = std::min(run.first_bad, i);
     }
     tile.sizes = bounds;
-    if (run.undefined == 0 && run.first_bad == rows) return;
-    const std::lock_guard lock(mutex_);
-    undefined_ += run.undefined;
     if (run.first_bad < rows) {
+      const std::lock_guard lock(mutex_);
       first_bad_ = std::min(first_bad_, row + run.first_bad);
       std::fill(bounds, bounds + rows, 0.0f);
     }
+    return run.undefined;
   }
   double log_unit(int64_t) const { return 0; }
   double log_size(const Tile& tile, int64_t i, int64_t) const {
@@ -43,14 +42,13 @@ class CurvatureSource {
   double log_key(const Candidate& candidate, int64_t) const { return candidate.key; }
   double accuracy() const { return 0; }
 
-  int64_t undefined() const { return undefined_; }
   int64_t first_bad() const { return first_bad_; }
 
  private:
   CurvatureSizes<T> task_;
   float floor_;
   mutable std::mutex mutex_;
-  mutable int64_t undefined_ = 0, first_bad_;
+  mutable int64_t first_bad_;
 };
 
 }  // namespace
@@ -59,8 +57,7 @@ template <class T>
 BadRow curvature_multinomial_cpu(const CurvatureSizes<T>& task, float floor, const Draw& draw,
                                  const Sample& out, int64_t* skipped, const Pool& pool) {
   const CurvatureSource<T> source(task, floor);
-  draw_sample(source, draw, task.n, out, pool);
-  *skipped = source.undefined();
+  *skipped = draw_sample(source, draw, task.n, out, pool);
   return source.first_bad() < task.n ? describe_bad_row(task, source.first_bad()) : BadRow{};
 }
 

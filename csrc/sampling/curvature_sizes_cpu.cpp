@@ -4,7 +4,6 @@
 #include <cmath>
 #include <mutex>
 
-#include "common/clones.h"
 #include "common/numeric_types.h"
 #include "sampling/curvature_rows.h"
 #include "sampling/softmax_row.h"
@@ -14,15 +13,15 @@ namespace {
 
 constexpr int64_t kTask = 1 << 15;  // elements
 
-template <class T>
-FASTIF_CLONES void row_run(const T* logits, int64_t rows, int64_t classes, const double* scale,
-                           float* sizes, CurvatureRun* out) {
+template <class L, class T>
+FASTIF_INLINE void row_run_body(const T* logits, int64_t rows, int64_t classes, const double* scale,
+                                float* sizes, CurvatureRun* out) {
   *out = {rows, 0};
   for (int64_t i = 0; i < rows; ++i) {
     double size = 0;
     bool bad = false;
     if (classes > 0) {
-      const SoftmaxRow row = softmax_row(logits + i * classes, classes);
+      const SoftmaxRow row = softmax_row<L>(logits + i * classes, classes);
       if (row.kind == RowKind::kRegular) size = row.curvature();
       out->undefined += row.kind == RowKind::kUndefined;
       bad = row.kind == RowKind::kInfinite;
@@ -35,11 +34,13 @@ FASTIF_CLONES void row_run(const T* logits, int64_t rows, int64_t classes, const
     if ((bad || !std::isfinite(sizes[i])) && out->first_bad == rows) out->first_bad = i;
   }
 }
+FASTIF_LEVELS(row_run, row_run_body)
 
-template <class T>
-FASTIF_CLONES void exact_row(const T* row, int64_t classes, SoftmaxRow* out) {
-  *out = softmax_row(row, classes);
+template <class L, class T>
+FASTIF_INLINE void exact_row_body(const T* row, int64_t classes, SoftmaxRow* out) {
+  *out = softmax_row<L>(row, classes);
 }
+FASTIF_LEVELS(exact_row, exact_row_body)
 
 }  // namespace
 

@@ -5,7 +5,8 @@
 //   struct Tile                      scratch of one worker, default-constructible
 //   load(tile, row, rows, bounds)    bounds[i * Y + y] >= size / exp(log_unit(y)) of row + i, up to
 //                                    1e-4 relative; 0 where it is 0; at most 16 floats beyond the
-//                                    last may be overwritten
+//                                    last may be overwritten; returns how many rows are skipped;
+//                                    may be called more than once for a row
 //   log_unit(y)                      bounds of class y are in units of exp(log_unit(y))
 //   log_size(tile, i, y)             log of the size, within accuracy(); -inf where it is 0
 //   log_key(candidate, y)            log size - log arrival, the definition itself
@@ -44,19 +45,24 @@ struct Sample {
 
 constexpr int64_t kTileElements = 2048;
 constexpr int64_t kTaskElements = 1 << 16;
+constexpr int64_t kProbeGroups = 1024, kProbeRows = 4;  // see probe_floors
 
 // What one thread holds while it works through tasks: its own finalists of every class.
 template <class Source>
 class DrawWorker {
  public:
-  DrawWorker(const Source& source, const Draw& draw, int64_t tile_rows)
+  // Starts from floors[y], below which nothing is taken.
+  DrawWorker(const Source& source, const Draw& draw, int64_t tile_rows,
+             std::vector<std::atomic<double>>& floors)
       : source_(source),
         draw_(draw),
         bounds_(tile_rows * draw.classes + 2 * kGateBlock + kGateLanes),
         limits_(draw.classes + kGateLanes, std::numeric_limits<float>::infinity()),
         index_(bounds_.size()),
         word_(bounds_.size()),
-        pools_(draw.classes, BottomK(draw.k + 1, source.accuracy())) {}
+        pools_(draw.classes, BottomK(draw.k + 1, source.accuracy())) {
+    share(floors);
+  }
 
   // Floors of one worker hold for all; a stale one only admits more.
   void share(std::vector<std::atomic<double>>& floors) {
@@ -78,7 +84,7 @@ class DrawWorker {
     const uint64_t first = (draw_.row_offset + uint64_t(row)) * uint64_t(Y);
     const int64_t lead = int64_t(first % kGateBlock), end = lead + rows * Y;
     const int64_t blocks = ceil_div(end, kGateBlock);
-    source_.load(tile_, row, rows, bounds_.data() + lead);
+    skipped_ += source_.load(tile_, row, rows, bounds_.data() + lead);
     std::fill(bounds_.begin(), bounds_.begin() + lead, 0.0f);
     std::fill(bounds_.begin() + end, bounds_.begin() + blocks * kGateBlock, 0.0f);
     const int64_t hits = gate(draw_.seed, first / kGateBlock, blocks, bounds_.data(),
@@ -95,6 +101,7 @@ class DrawWorker {
   }
 
   const BottomK& pool(int64_t y) const { return pools_[y]; }
+  int64_t skipped() const { return skipped_; }
 
  private:
   void arrive(uint64_t element, int64_t row, int64_t y, double log_size, double arrival) {
@@ -127,17 +134,17 @@ class DrawWorker {
   std::vector<float> bounds_, limits_;
   std::vector<uint32_t> index_, word_;
   std::vector<BottomK> pools_;
+  int64_t skipped_ = 0;
 };
 
 // Orders the finalists of one class by their final keys and writes its sample.
 template <class Source>
-void write_sample(const Source& source, const Draw& draw, BottomK& pool, int64_t y,
+void write_sample(const Source& source, const Draw& draw, const BottomK& pool, int64_t y,
                   const Sample& out) {
   struct Final {
     float key;
     int64_t row;
   };
-  pool.compact();
   std::vector<Final> finals;
   for (const Candidate& c : pool.candidates())
     finals.push_back({float(source.log_key(c, y)), c.row});
@@ -154,21 +161,61 @@ void write_sample(const Source& source, const Draw& draw, BottomK& pool, int64_t
   out.log_threshold[y] = int64_t(finals.size()) > draw.k ? finals[draw.k].key : kNone;
 }
 
-// Draws the sample of rows 0 ... n - 1. Workers are handed from task to task, so there are as many
-// as threads, and extra memory is O(threads * k * Y).
+// Floors that hold about twice the candidates that are needed, or -inf for a class of which too
+// little is known: from the sizes in kProbeGroups groups of rows spread over all. They are guesses,
+// to be checked against the number of candidates found; without them a class takes in
+// (k + 1) log2(n / k) candidates until its own floor has risen.
 template <class Source>
-void draw_sample(const Source& source, const Draw& draw, int64_t n, const Sample& out,
-                 const Pool& pool) {
-  const int64_t Y = draw.classes;
-  if (Y == 0) return;
+std::vector<double> probe_floors(const Source& source, const Draw& draw, int64_t n) {
+  const int64_t Y = draw.classes, groups = std::min(kProbeGroups, n / (16 * kProbeRows));
+  std::vector<double> floors(Y, -std::numeric_limits<double>::infinity());
+  if (groups < 64) return floors;
+  std::vector<double> sum(Y, 0.0), row_sq(Y, 0.0), group_sq(Y, 0.0), group(Y);
+  std::vector<float> bounds(kProbeRows * Y + kGateLanes);
+  typename Source::Tile tile;
+  for (int64_t g = 0; g < groups; ++g) {
+    source.load(tile, n / groups * g, kProbeRows, bounds.data());
+    std::fill(group.begin(), group.end(), 0.0);
+    for (int64_t i = 0; i < kProbeRows; ++i) {
+      for (int64_t y = 0; y < Y; ++y) {
+        const double size = bounds[i * Y + y];
+        group[y] += size;
+        row_sq[y] += size * size;
+      }
+    }
+    for (int64_t y = 0; y < Y; ++y) {
+      sum[y] += group[y];
+      group_sq[y] += group[y] * group[y];
+    }
+  }
+  const double needed = double(draw.k) + 1, scale = double(n) / double(groups * kProbeRows);
+  for (int64_t y = 0; y < Y; ++y) {
+    // As many equal groups, and rows of all, would have the same spread.
+    const bool known = sum[y] * sum[y] >= 64 * group_sq[y] && sum[y] > 0;
+    const bool plenty = draw.replacement || sum[y] * sum[y] * scale >= 8 * needed * row_sq[y];
+    if (known && plenty)
+      floors[y] = source.log_unit(y) - std::log((2 * needed + 12) / (sum[y] * scale));
+  }
+  return floors;
+}
+
+// One pass over rows 0 ... n - 1, from the floors given: the candidates of each class. Workers are
+// handed from task to task, so there are as many as threads, and extra memory is O(threads * k *
+// Y).
+template <class Source>
+std::vector<std::unique_ptr<DrawWorker<Source>>> scan(const Source& source, const Draw& draw,
+                                                      int64_t n,
+                                                      const std::vector<double>& initial_floors,
+                                                      const Pool& pool) {
   using Worker = DrawWorker<Source>;
+  const int64_t Y = draw.classes;
   const int64_t tile = std::max<int64_t>(1, kTileElements / Y);
   const int64_t task = tile * std::max<int64_t>(1, kTaskElements / (tile * Y));
   std::mutex mutex;
   std::vector<std::unique_ptr<Worker>> workers;
   std::vector<Worker*> idle;
   std::vector<std::atomic<double>> floors(Y);
-  for (auto& floor : floors) floor = -std::numeric_limits<double>::infinity();
+  for (int64_t y = 0; y < Y; ++y) floors[y] = initial_floors[y];
 
   parallel_tasks(pool, ceil_div(n, task), [&](int64_t index) {
     Worker* worker = nullptr;
@@ -180,7 +227,7 @@ void draw_sample(const Source& source, const Draw& draw, int64_t n, const Sample
       }
     }
     if (worker == nullptr) {
-      auto fresh = std::make_unique<Worker>(source, draw, std::min(tile, n));
+      auto fresh = std::make_unique<Worker>(source, draw, std::min(tile, n), floors);
       worker = fresh.get();
       const std::lock_guard lock(mutex);
       workers.push_back(std::move(fresh));
@@ -192,15 +239,41 @@ void draw_sample(const Source& source, const Draw& draw, int64_t n, const Sample
     const std::lock_guard lock(mutex);
     idle.push_back(worker);
   });
+  return workers;
+}
 
-  const int64_t group = std::max<int64_t>(1, 1024 / (draw.k + 1));
-  parallel_tasks(pool, ceil_div(Y, group), [&](int64_t index) {
-    for (int64_t y = index * group; y < std::min(Y, (index + 1) * group); ++y) {
-      BottomK merged(draw.k + 1, source.accuracy());
-      for (const auto& worker : workers) merged.append(worker->pool(y));
-      write_sample(source, draw, merged, y, out);
-    }
-  });
+// Draws the sample of rows 0 ... n - 1. Returns how many of them were skipped.
+template <class Source>
+int64_t draw_sample(const Source& source, const Draw& draw, int64_t n, const Sample& out,
+                    const Pool& pool) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const int64_t Y = draw.classes;
+  if (Y == 0) return 0;
+  std::vector<double> floors = probe_floors(source, draw, n);
+  while (true) {
+    const auto workers = scan(source, draw, n, floors, pool);
+    const int64_t group = std::max<int64_t>(1, 1024 / (draw.k + 1));
+    std::atomic<bool> again = false;
+    parallel_tasks(pool, ceil_div(Y, group), [&](int64_t index) {
+      for (int64_t y = index * group; y < std::min(Y, (index + 1) * group); ++y) {
+        if (floors[y] == kInfinity) continue;  // was written in the pass before
+        BottomK merged(draw.k + 1, source.accuracy());
+        for (const auto& worker : workers) merged.append(worker->pool(y));
+        merged.compact();
+        if (merged.floor() < floors[y]) {
+          floors[y] = -kInfinity;  // the guess was too high: a second pass without it
+          again = true;
+        } else {
+          write_sample(source, draw, merged, y, out);
+          floors[y] = kInfinity;
+        }
+      }
+    });
+    if (again) continue;
+    int64_t skipped = 0;
+    for (const auto& worker : workers) skipped += worker->skipped();
+    return skipped;
+  }
 }
 
 }  // namespace fastif

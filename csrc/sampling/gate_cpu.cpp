@@ -1,30 +1,53 @@
 #include "sampling/gate.h"
 
-#include "common/clones.h"
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>  // declares the builtins of every level
+#endif
+
 #include "common/philox.h"
-#include "common/simd.h"
+#include "common/simd_levels.h"
 
 namespace fastif {
 namespace {
 
-// The product of the lower halves of 64-bit lanes and a 32-bit constant.
-FASTIF_INLINE u64x8 widening_product(u64x8 a, uint64_t constant) {
+// The product of the lower halves of 64-bit lanes and a 32-bit constant. Spelled out in vector
+// types it becomes shifts and additions (AVX2: 2.4 ns an element instead of 1.5).
+template <class L>
+FASTIF_INLINE typename L::u64 widening_product(typename L::u64 a, uint64_t constant) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  using I = typename L::i32;
+  const I x = bits_as<I>(a), y = bits_as<I>(typename L::u64{} + constant);
+  if constexpr (L::lanes == 16) {
+    using Wide = long long __attribute__((vector_size(64)));
+    return bits_as<typename L::u64>(__builtin_ia32_pmuludq512_mask(x, y, Wide{}, 0xff));
+  } else if constexpr (L::lanes == 8) {
+    return bits_as<typename L::u64>(__builtin_ia32_pmuludq256(x, y));
+  } else {
+    return bits_as<typename L::u64>(__builtin_ia32_pmuludq128(x, y));
+  }
+#else
   return (a & 0xffffffffu) * constant;
+#endif
 }
 
-// The words of the 64 elements of one block, 16 to a vector. Counters stand in 64-bit lanes of
-// which only the lower half counts, so that no product has to be put together from two halves:
-// even elements in `c`, odd ones in `d`.
-FASTIF_INLINE void philox_block(uint64_t seed, uint64_t block, u32x16 words[4]) {
-  const u64x8 even = {0, 2, 4, 6, 8, 10, 12, 14};
-  u64x8 c[4] = {block * 16 + even, {}, {}, {}}, d[4] = {c[0] + 1, {}, {}, {}};
+// The four words of L::lanes consecutive counters. Counters stand in 64-bit lanes of which only the
+// lower half counts, so that no product has to be put together from two halves: even ones in `c`,
+// odd ones in `d`.
+template <class L>
+FASTIF_INLINE void philox_lanes(uint64_t seed, uint64_t counter, typename L::u32 words[4]) {
+  using V = typename L::u64;
+  V even;
+  for (int i = 0; i < L::lanes / 2; ++i) even[i] = uint64_t(2 * i);
+  V c[4] = {counter + even, {}, {}, {}}, d[4] = {c[0] + 1, {}, {}, {}};
   c[1] = c[0] >> 32;
   d[1] = d[0] >> 32;
   uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const u64x8 c0 = widening_product(c[0], kPhiloxMul0), c1 = widening_product(c[2], kPhiloxMul1);
-    const u64x8 d0 = widening_product(d[0], kPhiloxMul0), d1 = widening_product(d[2], kPhiloxMul1);
+    const V c0 = widening_product<L>(c[0], kPhiloxMul0),
+            c1 = widening_product<L>(c[2], kPhiloxMul1);
+    const V d0 = widening_product<L>(d[0], kPhiloxMul0),
+            d1 = widening_product<L>(d[2], kPhiloxMul1);
     c[0] = (c1 >> 32) ^ c[1] ^ uint64_t { key0 };
     d[0] = (d1 >> 32) ^ d[1] ^ uint64_t { key0 };
     c[2] = (c0 >> 32) ^ c[3] ^ uint64_t { key1 };
@@ -36,52 +59,67 @@ FASTIF_INLINE void philox_block(uint64_t seed, uint64_t block, u32x16 words[4]) 
     key0 += kPhiloxKey0;
     key1 += kPhiloxKey1;
   }
-  for (int w = 0; w < 4; ++w) words[w] = bits_as<u32x16>((c[w] & 0xffffffffu) | (d[w] << 32));
+  for (int w = 0; w < 4; ++w)
+    words[w] = bits_as<typename L::u32>((c[w] & 0xffffffffu) | (d[w] << 32));
 }
 
-FASTIF_INLINE bool any_lane(i32x16 v) {
-  uint64_t lanes[8];
+template <class L>
+FASTIF_INLINE bool any_bit(typename L::u32 v) {
+  uint64_t lanes[L::lanes / 2], any = 0;
   std::memcpy(lanes, &v, sizeof(v));
-  uint64_t any = 0;
   for (uint64_t lane : lanes) any |= lane;
   return any != 0;
 }
 
-FASTIF_CLONES int64_t gate_blocks(uint64_t seed, uint64_t first_block, int64_t blocks,
+template <class L>
+FASTIF_INLINE int64_t gate_blocks(uint64_t seed, uint64_t first_block, int64_t blocks,
                                   const float* bounds, const float* limits, int64_t classes,
                                   int64_t phase, uint32_t* index, uint32_t* word) {
   const int64_t step = kGateLanes % classes;
   int64_t hits = 0;
   for (int64_t b = 0; b < blocks; ++b) {
-    u32x16 words[4];
-    philox_block(seed, first_block + uint64_t(b), words);
-    i32x16 pass[4];
-    for (int w = 0; w < 4; ++w) {
-      const f32x16 uniform = __builtin_convertvector(bits_as<i32x16>(words[w] >> 1), f32x16);
-      pass[w] = uniform <= load(bounds + b * kGateBlock + w * kGateLanes) * load(limits + phase);
+    int64_t phases[4];
+    for (int64_t& start : phases) {
+      start = phase;
       phase += step;
       if (phase >= classes) phase -= classes;
     }
-    if (!any_lane(pass[0] | pass[1] | pass[2] | pass[3])) [[likely]]
+    // An element passes if its difference has no sign bit. (Comparisons whose result is stored
+    // become scalar code.)
+    uint32_t bits[kGateBlock], signs[kGateBlock];
+    typename L::u32 all = ~typename L::u32{};
+    for (int64_t lane = 0; lane < kGateLanes; lane += L::lanes) {
+      typename L::u32 words[4];
+      philox_lanes<L>(seed, (first_block + uint64_t(b)) * 16 + uint64_t(lane), words);
+      for (int w = 0; w < 4; ++w) {
+        const int64_t at = w * kGateLanes + lane;
+        const auto uniform =
+            __builtin_convertvector(bits_as<typename L::i32>(words[w] >> 1), typename L::f32);
+        const auto bound =
+            load_f32<L>(bounds + b * kGateBlock + at) * load_f32<L>(limits + phases[w] + lane);
+        const auto difference = bits_as<typename L::u32>(bound - uniform);
+        all &= difference;
+        store_vector(bits + at, words[w]);
+        store_vector(signs + at, difference);
+      }
+    }
+    if (!any_bit<L>(~all & 0x80000000u)) [[likely]]
       continue;
-    int32_t flags[kGateBlock];
-    uint32_t bits[kGateBlock];
-    std::memcpy(flags, pass, sizeof(flags));
-    std::memcpy(bits, words, sizeof(bits));
     for (int64_t i = 0; i < kGateBlock; ++i) {  // without a branch: hits come at random
       index[hits] = uint32_t(b * kGateBlock + i);
       word[hits] = bits[i];
-      hits -= flags[i];
+      hits += 1 - (signs[i] >> 31);
     }
   }
   return hits;
 }
+FASTIF_LEVELS(gate_at_level, gate_blocks)
 
 }  // namespace
 
 int64_t gate(uint64_t seed, uint64_t first_block, int64_t blocks, const float* bounds,
              const float* limits, int64_t classes, int64_t phase, uint32_t* index, uint32_t* word) {
-  return gate_blocks(seed, first_block, blocks, bounds, limits, classes, phase, index, word);
+  return gate_at_level(seed, first_block, blocks, bounds, limits, classes, phase, index, word);
 }
 
 }  // namespace fastif

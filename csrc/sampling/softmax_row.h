@@ -1,12 +1,12 @@
 // Softmax statistics of one row of logits in double, to about 1e-15: what class sizes, curvature
-// sizes and final keys are defined by. Lanes and order are fixed.
+// sizes and final keys are defined by.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
-#include "common/simd.h"
+#include "common/simd_levels.h"
 #include "common/vexp.h"
 
 namespace fastif {
@@ -31,60 +31,43 @@ struct SoftmaxRow {
   }
 };
 
-template <class T>
-FASTIF_INLINE f64x8 load_double(const T* p) {
-  f64x8 v;
-  for (int i = 0; i < 8; ++i) v[i] = to_float(p[i]);
-  return v;
-}
-template <>
-FASTIF_INLINE f64x8 load_double(const float* p) {
-  float __attribute__((vector_size(32))) v;
-  std::memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, f64x8);
-}
-template <>
-FASTIF_INLINE f64x8 load_double(const double* p) {
-  return load(p);
-}
-// The last `count` < 8 elements of a row, -inf after them.
-template <class T>
-FASTIF_INLINE f64x8 load_double(const T* p, int64_t count) {
-  double lanes[8];
-  for (int i = 0; i < 8; ++i)
-    lanes[i] = i < count ? double(to_float(p[i])) : -std::numeric_limits<double>::infinity();
-  return load(lanes);
-}
-
-// To be inlined into FASTIF_CLONES functions.
-template <class T>
+// Eight partial sums at every level, so that the order of additions is the same. To be inlined into
+// the body of a FASTIF_LEVELS function.
+template <class L, class T>
 FASTIF_INLINE SoftmaxRow softmax_row(const T* row, int64_t classes) {
+  using V = typename L::f64;
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr int kLanes = L::lanes / 2, kVectors = 8 / kLanes;
   const int64_t whole = classes / 8 * 8, tail = classes - whole;
-  const f64x8 last = load_double(row + whole, tail);
-  f64x8 maxima = last;
+  double last[8];  // what is left of the row, and -inf
+  for (int i = 0; i < 8; ++i) last[i] = i < tail ? double(to_float(row[whole + i])) : -kInfinity;
+
+  V maxima[kVectors];
+  for (int v = 0; v < kVectors; ++v) maxima[v] = load_f64<L>(last + v * kLanes);
   for (int64_t j = 0; j < whole; j += 8) {
-    const f64x8 x = load_double(row + j);
-    maxima = x > maxima ? x : maxima;
+    for (int v = 0; v < kVectors; ++v) {
+      const V x = load_f64<L>(row + j + v * kLanes);
+      maxima[v] = x > maxima[v] ? x : maxima[v];
+    }
   }
-  const double max = max_lanes(maxima);
-  f64x8 sum{}, sum_sq{};
-  i64x8 at_max{};  // -1 for each
-  auto add = [&](f64x8 x) __attribute__((always_inline)) {
-    const i64x8 is_max = x == max;
-    f64x8 d = x - max;
-    d = d < -340.0 ? f64x8{} - 340.0 : d;  // below, e^2 would not be a normal number; keeps NaN
-    const f64x8 e = is_max ? f64x8{} : vexp(d);
-    at_max += is_max;
-    sum += e;
-    sum_sq += e * e;
+  const double max = max_f64<L::width>(maxima);
+
+  V sum[kVectors] = {}, sum_sq[kVectors] = {}, at_max[kVectors] = {};
+  auto add = [&](int v, V x) __attribute__((always_inline)) {
+    V d = x - max;
+    d = d < -340.0 ? V{} - 340.0 : d;  // below, e^2 would not be a normal number; keeps NaN
+    const V e = x == max ? V{} : vexp_f64<L>(d);
+    at_max[v] += x == max ? V{} + 1.0 : V{};
+    sum[v] += e;
+    sum_sq[v] += e * e;
   };
-  for (int64_t j = 0; j < whole; j += 8) add(load_double(row + j));
-  if (tail > 0) add(last);
-  int64_t others_at_max = -1;
-  for (int i = 0; i < 8; ++i) others_at_max -= at_max[i];
-  SoftmaxRow out{RowKind::kRegular, max, sum_lanes(sum) + double(others_at_max),
-                 sum_lanes(sum_sq) + double(others_at_max)};
+  for (int64_t j = 0; j < whole; j += 8)
+    for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(row + j + v * kLanes));
+  if (tail > 0)
+    for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(last + v * kLanes));
+  const double others_at_max = sum_f64<L::width>(at_max) - 1;
+  SoftmaxRow out{RowKind::kRegular, max, sum_f64<L::width>(sum) + others_at_max,
+                 sum_f64<L::width>(sum_sq) + others_at_max};
   if (std::isnan(out.rest) || max == -kInfinity)
     out.kind = RowKind::kUndefined;
   else if (max == kInfinity)

@@ -51,7 +51,7 @@ class TestClassMultinomial:
     @pytest.mark.parametrize(
         ("n", "Y", "k", "row_offset"),
         [
-            (2000, 10, 20, 0),
+            (6000, 10, 20, 0),
             (700, 33, 5, 2**40),
             (400, 16, 50, 7),
             (90, 3, 100, 1),
