@@ -2,6 +2,10 @@
 #include "common/torch_op.h"
 
 STABLE_TORCH_LIBRARY(fastif_ext, m) {
+  // k-means
+  m.def(
+      "kmeans_assign(Tensor x, Tensor centroids, str precision=\"auto\") -> "
+      "(Tensor labels, Tensor sqdist)");
   // curvature products and LiSSA
   m.def(
       "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "

@@ -6,6 +6,26 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define FASTIF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FASTIF_TARGET_V4 __attribute__((target("arch=x86-64-v4")))
+#define FASTIF_TARGET_V3 __attribute__((target("arch=x86-64-v3")))
 #else
 #define FASTIF_CLONES
+#define FASTIF_TARGET_V4
+#define FASTIF_TARGET_V3
 #endif
+
+namespace fastif {
+
+// The x86-64 level at run time, for kernels whose register tile differs from level to level. Such a
+// kernel is one always_inline body, instantiated in a FASTIF_TARGET_* function for each level.
+enum class SimdLevel { kBase, kV3, kV4 };
+
+inline SimdLevel simd_level() {
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("x86-64-v4")) return SimdLevel::kV4;
+  if (__builtin_cpu_supports("x86-64-v3")) return SimdLevel::kV3;
+#endif
+  return SimdLevel::kBase;
+}
+
+}  // namespace fastif
