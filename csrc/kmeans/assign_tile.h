@@ -158,45 +158,66 @@ FASTIF_INLINE void score_rows(const typename L::A* packed, int64_t rows, int64_t
   }
 }
 
+// Four rows, columns [begin, end), minus the mean: transposed into a panel's column slots. Adds the
+// squares to norms[0..3].
+template <class A>
+FASTIF_INLINE void pack_four_rows(const A* x, int64_t dim, int64_t begin, int64_t end,
+                                  const A* mean, A* out, A* norms) {
+  using Q = typename VectorOf<A, 4 * sizeof(A)>::type;
+  constexpr int P = kPanel<A>;
+  Q norm = load_as<Q>(norms);
+  int64_t k = begin;
+  for (; k + 4 <= end; k += 4) {
+    const Q m = load_as<Q>(mean + k);
+    const Q a = load_as<Q>(x + k) - m, b = load_as<Q>(x + dim + k) - m;
+    const Q c = load_as<Q>(x + 2 * dim + k) - m, d = load_as<Q>(x + 3 * dim + k) - m;
+    const Q ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    const Q ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Q cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Q cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Q column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+                         __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+                         __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                         __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) std::memcpy(out + (k + j) * P, &column[j], sizeof(Q));
+    norm += (column[0] * column[0] + column[1] * column[1]) +
+            (column[2] * column[2] + column[3] * column[3]);
+  }
+  std::memcpy(norms, &norm, sizeof(Q));
+  for (; k < end; ++k) {
+    for (int i = 0; i < 4; ++i) {
+      const A value = x[i * dim + k] - mean[k];
+      out[k * P + i] = value;
+      norms[i] += value * value;
+    }
+  }
+}
+
 // Packs `rows` rows, minus the mean, into panels; rows up to `padded` become zero.
 // norms[i]: the sum of squares of packed row i.
 template <class A>
 FASTIF_INLINE void pack_rows(const A* x, int64_t rows, int64_t padded, int64_t dim, const A* mean,
                              A* packed, A* norms) {
-  using Q = typename VectorOf<A, 4 * sizeof(A)>::type;
   constexpr int P = kPanel<A>;
-  for (int64_t r = 0; r < padded; r += 4) {
-    A* out = packed + r / P * P * dim + r % P;
-    int64_t k = 0;
-    if (r + 4 <= rows) {
-      const A* row = x + r * dim;
-      Q norm{};
-      for (; k + 4 <= dim; k += 4) {
-        const Q m = load_as<Q>(mean + k);
-        const Q a = load_as<Q>(row + k) - m, b = load_as<Q>(row + dim + k) - m;
-        const Q c = load_as<Q>(row + 2 * dim + k) - m, d = load_as<Q>(row + 3 * dim + k) - m;
-        const Q ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        const Q ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const Q cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-        const Q cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        const Q column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
-                             __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-                             __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
-                             __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) std::memcpy(out + (k + j) * P, &column[j], sizeof(Q));
-        norm += (column[0] * column[0] + column[1] * column[1]) +
-                (column[2] * column[2] + column[3] * column[3]);
-      }
-      std::memcpy(norms + r, &norm, sizeof(Q));
-    } else {
-      for (int i = 0; i < 4; ++i) norms[r + i] = 0;
-    }
-    for (; k < dim; ++k) {
-      for (int i = 0; i < 4; ++i) {
-        const A value = r + i < rows ? x[(r + i) * dim + k] - mean[k] : A(0);
-        out[k * P + i] = value;
-        norms[r + i] += value * value;
+  constexpr int64_t kColumns = 64;  // a block of a panel is complete before it leaves L1
+  for (int64_t i = 0; i < padded; ++i) norms[i] = 0;
+  for (int64_t r0 = 0; r0 < padded; r0 += P) {
+    for (int64_t begin = 0; begin < dim; begin += kColumns) {
+      const int64_t end = begin + kColumns < dim ? begin + kColumns : dim;
+      for (int64_t r = r0; r < r0 + P && r < padded; r += 4) {
+        A* out = packed + r0 * dim + (r - r0);
+        if (r + 4 <= rows) {
+          pack_four_rows<A>(x + r * dim, dim, begin, end, mean, out, norms + r);
+          continue;
+        }
+        for (int64_t k = begin; k < end; ++k) {
+          for (int64_t i = r; i < r + 4; ++i) {
+            const A value = i < rows ? x[i * dim + k] - mean[k] : A(0);
+            out[k * P + (i - r)] = value;
+            norms[i] += value * value;
+          }
+        }
       }
     }
   }
