@@ -6,6 +6,11 @@ STABLE_TORCH_LIBRARY(fastif_ext, m) {
   m.def(
       "kmeans_assign(Tensor x, Tensor centroids, str precision=\"auto\") -> "
       "(Tensor labels, Tensor sqdist)");
+  m.def(
+      "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? weight=None) -> "
+      "(Tensor sums, Tensor counts)");
+  m.def("kmeans_nearest(Tensor x, Tensor centroids, int k) -> (Tensor index, Tensor sqdist)");
+  m.def("kmeans_weighted(Tensor x, Tensor centroids, int k, int seed) -> Tensor index");
   // curvature products and LiSSA
   m.def(
       "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "

@@ -1,7 +1,7 @@
 // The arithmetic of kmeans_assign for one instruction set: packing rows, and scoring them.
 //
-// A row's score for centroid c is x.c - |c|^2/2 (both centred): the largest wins. Lanes are rows, so
-// the running best needs no exchange between lanes, and any number of centroids fills the tile.
+// A row's score for centroid c is x.c - |c|^2/2 (both centred): the largest wins. Lanes are rows,
+// so the running best needs no exchange between lanes, and any number of centroids fills the tile.
 // Rows lie packed in panels of kPanel rows, [panel][d][kPanel]; centroids in groups of kGroup,
 // [group][d][kGroup], each value broadcast to kVectors vectors of rows.
 #pragma once

@@ -4,13 +4,15 @@
 // inputs and outputs is a copy of the centroids and a few row tiles: nothing of size n x K.
 //
 // - Labels are exact: the centroid whose distance is least when computed from the given values in
-//   float64; the lowest index among equals. Scores |c|^2/2 - xc are computed in x's precision (float32
-//   for halves) on data from which the mean of the centroids was subtracted. A row whose two best
-//   scores lie closer than the proven rounding error of a score is settled in float64. So labels do
-//   not depend on the instruction set, an offset common to the data, or overflow.
-// - sqdist is sum((x - c)^2) for that centroid, summed directly, never |x|^2 - 2xc + |c|^2: float32,
+//   float64; the lowest index among equals. Scores |c|^2/2 - xc are computed in x's precision
+//   (float32 for halves) on data from which the mean of the centroids was subtracted. A row whose
+//   two best scores lie closer than the proven rounding error of a score is settled in float64. So
+//   labels do not depend on the instruction set, an offset common to the data, or overflow.
+// - sqdist is sum((x - c)^2) for that centroid, summed directly, never |x|^2 - 2xc + |c|^2:
+// float32,
 //   or float64 for float64 x. It is inf where it overflows.
-// - A row with NaN or inf: label -1, distance NaN. A centroid with NaN or inf is never chosen; where
+// - A row with NaN or inf: label -1, distance NaN. A centroid with NaN or inf is never chosen;
+// where
 //   there is no other, all labels are -1.
 // - precision "auto", "fp32" and "tf32" are the same on the CPU: all of the above.
 // - x is float32, float64, float16 or bfloat16; centroids have its dtype, or float32 with half x.

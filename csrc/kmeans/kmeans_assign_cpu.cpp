@@ -14,17 +14,17 @@ namespace {
 
 using namespace assign;
 
-constexpr int64_t kTaskRows = 192;            // a multiple of every level's tile rows
-constexpr int64_t kTaskValues = 96 * 1024;    // packed values of a task, to stay in L2
+constexpr int64_t kTaskRows = 192;          // a multiple of every level's tile rows
+constexpr int64_t kTaskValues = 96 * 1024;  // packed values of a task, to stay in L2
 
 // The centroids as score_rows reads them, and what bounds a score's error.
 template <class A>
 struct Packed {
-  std::vector<A> mean;            // [dim] of the finite centroids
-  Scratch<A> groups;              // [ceil(clusters / group)][dim][group], centred
-  std::vector<A> seeds;           // -|c|^2/2; -inf for a centroid that is not finite
-  std::vector<char> finite;       // [clusters]
-  double largest_norm = 0;        // max |c|, centred
+  std::vector<A> mean;       // [dim] of the finite centroids
+  Scratch<A> groups;         // [ceil(clusters / group)][dim][group], centred
+  std::vector<A> seeds;      // -|c|^2/2; -inf for a centroid that is not finite
+  std::vector<char> finite;  // [clusters]
+  double largest_norm = 0;   // max |c|, centred
 };
 
 template <class A>
@@ -150,8 +150,8 @@ FASTIF_INLINE void assign_rows(const Rows<typename L::A>& rows, typename L::A* p
     const double error = rows.bound.slope * norm + rows.bound.offset;
     if (!(double(best[i]) - double(second[i]) > 2 * error)) {  // also where anything is NaN or inf
       const bool finite = std::all_of(x, x + dim, [](A value) { return std::isfinite(value); });
-      label = finite ? settle(x, rows.centroids, dim, rows.clusters, packed.finite.data(), label)
-                     : -1;
+      label =
+          finite ? settle(x, rows.centroids, dim, rows.clusters, packed.finite.data(), label) : -1;
     }
     rows.labels[i] = label;
     rows.sqdist[i] = label < 0 ? std::numeric_limits<A>::quiet_NaN()

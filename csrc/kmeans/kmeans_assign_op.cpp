@@ -12,9 +12,9 @@ std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const 
   STD_TORCH_CHECK(x.dim() == 2 && centroids.dim() == 2 && x.size(1) == centroids.size(1),
                   "fastif_ext::", op, ": x must be [n, d] and centroids [K, d]");
   STD_TORCH_CHECK(centroids.size(0) >= 1, "fastif_ext::", op, ": centroids has no row");
-  STD_TORCH_CHECK(
-      centroids.scalar_type() == x.scalar_type() || centroids.scalar_type() == dtype,
-      "fastif_ext::", op, ": centroids must have the dtype of x (or float32 with a half x)");
+  STD_TORCH_CHECK(centroids.scalar_type() == x.scalar_type() || centroids.scalar_type() == dtype,
+                  "fastif_ext::", op,
+                  ": centroids must have the dtype of x (or float32 with a half x)");
   const int64_t n = x.size(0), d = x.size(1), K = centroids.size(0);
   const Tensor rows = torch::stable::contiguous(x);
   const Tensor centres = torch::stable::contiguous(torch::stable::to(centroids, dtype));
