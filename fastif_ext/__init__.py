@@ -1,8 +1,23 @@
 """Faithful and fast influence functions for PyTorch."""
 
 from fastif_ext.build import build_info
-from fastif_ext.ops import LissaStep, lissa_update_
+from fastif_ext.ops import (
+    LissaStep,
+    kmeans_assign,
+    kmeans_nearest,
+    kmeans_update,
+    kmeans_weighted,
+    lissa_update_,
+)
 
 __version__ = str(build_info()["version"])
 
-__all__ = ["LissaStep", "build_info", "lissa_update_"]
+__all__ = [
+    "LissaStep",
+    "build_info",
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
+    "lissa_update_",
+]

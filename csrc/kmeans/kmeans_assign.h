@@ -22,6 +22,7 @@
 
 #include <cstdint>
 
+#include "common/clones.h"
 #include "common/numeric_types.h"
 #include "common/parallel.h"
 
@@ -37,7 +38,9 @@ struct KMeansAssign {
   A* sqdist;           // [rows]
 };
 
+// `level`: the instruction set to use, one that the machine has.
 template <class T>
-void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool);
+void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool,
+                       SimdLevel level = simd_level());
 
 }  // namespace fastif

@@ -195,10 +195,9 @@ FASTIF_CLONES void widen(const T* from, int64_t count, float* to) {
 }  // namespace
 
 template <class T>
-void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool) {
+void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool, SimdLevel level) {
   using A = accumulate_t<T>;
   constexpr bool kWiden = !std::is_same_v<T, A>;
-  const SimdLevel level = simd_level();
   const auto run = level == SimdLevel::kV4   ? assign_rows_v4<A>
                    : level == SimdLevel::kV3 ? assign_rows_v3<A>
                                              : assign_rows_base<A>;
@@ -230,9 +229,9 @@ void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool) {
   });
 }
 
-template void kmeans_assign_cpu(const KMeansAssign<float>&, const Pool&);
-template void kmeans_assign_cpu(const KMeansAssign<double>&, const Pool&);
-template void kmeans_assign_cpu(const KMeansAssign<Half>&, const Pool&);
-template void kmeans_assign_cpu(const KMeansAssign<BFloat16>&, const Pool&);
+template void kmeans_assign_cpu(const KMeansAssign<float>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<double>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<Half>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<BFloat16>&, const Pool&, SimdLevel);
 
 }  // namespace fastif

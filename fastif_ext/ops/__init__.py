@@ -6,5 +6,13 @@ loads the native module, which registers the operators.
 
 from fastif_ext import _C  # noqa: F401  registers torch.ops.fastif_ext
 from fastif_ext.ops.hvp import LissaStep, lissa_update_
+from fastif_ext.ops.kmeans import kmeans_assign, kmeans_nearest, kmeans_update, kmeans_weighted
 
-__all__ = ["LissaStep", "lissa_update_"]
+__all__ = [
+    "LissaStep",
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
+    "lissa_update_",
+]

@@ -4,5 +4,17 @@ The twins follow the definitions literally and share no code with the kernels.
 """
 
 from fastif_ext.reference.hvp import lissa_update_
+from fastif_ext.reference.kmeans import (
+    kmeans_assign,
+    kmeans_nearest,
+    kmeans_update,
+    kmeans_weighted,
+)
 
-__all__ = ["lissa_update_"]
+__all__ = [
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
+    "lissa_update_",
+]
