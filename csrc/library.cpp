@@ -2,6 +2,16 @@
 #include "common/torch_op.h"
 
 STABLE_TORCH_LIBRARY(fastif_ext, m) {
+  // k-means
+  m.def(
+      "kmeans_assign(Tensor x, Tensor centroids, str precision=\"auto\") -> "
+      "(Tensor labels, Tensor sqdist)");
+  m.def(
+      "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? weight=None) -> "
+      "(Tensor sums, Tensor counts)");
+  m.def("kmeans_nearest(Tensor x, Tensor centroids, int k) -> (Tensor index, Tensor sqdist)");
+  m.def("kmeans_weighted(Tensor x, Tensor centroids, int k, int seed) -> Tensor index");
+
   // sampling
   m.def(
       "class_multinomial(Tensor logits, int k, bool replacement, int seed, int row_offset=0) "

@@ -2,20 +2,22 @@
 // dispatcher; tensors cross there, so this file needs pybind11 only.
 #include <pybind11/pybind11.h>
 
+#include "common/clones.h"
+
 namespace py = pybind11;
 
 namespace {
 
-const char* simd_level() {
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512cd")) {
-    return "x86-64-v4";
+const char* cpu_level() {
+#ifdef FASTIF_X86_LEVELS
+  switch (fastif::simd_level()) {
+    case fastif::SimdLevel::kV4:
+      return "x86-64-v4";
+    case fastif::SimdLevel::kV3:
+      return "x86-64-v3";
+    default:
+      return "x86-64";
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "x86-64-v3";
-  return "x86-64";
 #elif defined(__aarch64__)
   return "aarch64";
 #else
@@ -34,7 +36,7 @@ py::dict build_info() {
 #else
       "gcc " __VERSION__;
 #endif
-  info["cpu"] = simd_level();
+  info["cpu"] = cpu_level();
   info["cuda"] = false;
   info["cuda_reason"] = "this version of fastif_ext has CPU kernels only";
   info["cuda_architectures"] = py::list();

@@ -9,16 +9,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/clones.h"
 #include "common/numeric_types.h"
 #include "common/simd.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FASTIF_TARGET_V4 __attribute__((target("arch=x86-64-v4")))
-#define FASTIF_TARGET_V3 __attribute__((target("arch=x86-64-v3")))
-#else
-#define FASTIF_TARGET_V4
-#define FASTIF_TARGET_V3
-#endif
 
 namespace fastif {
 
@@ -144,35 +137,11 @@ FASTIF_INLINE double max_f64(const typename Level<bytes>::f64* v) {
   return lanes[0];
 }
 
-enum class SimdLevel { kBase, kV3, kV4 };
-
-inline SimdLevel machine_simd_level() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2"))
-    return SimdLevel::kBase;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl"))
-    return SimdLevel::kV3;
-  return SimdLevel::kV4;
-#else
-  return SimdLevel::kBase;
-#endif
-}
-
-// The level in use. Tests lower it to try them all.
-inline SimdLevel& simd_level() {
-  static SimdLevel level = machine_simd_level();
-  return level;
-}
-
 }  // namespace fastif
 
 // Defines name(arguments...), which calls body<Level>(arguments...) compiled for this machine.
 // `body` is an always-inline function template whose first parameter is the Level.
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTIF_X86_LEVELS
 #define FASTIF_LEVELS(name, body)                         \
   template <class... A>                                   \
   FASTIF_TARGET_V4 auto name##_v4(A... a) {               \

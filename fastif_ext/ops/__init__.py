@@ -12,6 +12,7 @@ from fastif_ext.ops.hvp import (
     lissa_update_,
     softmax_hvp,
 )
+from fastif_ext.ops.kmeans import kmeans_assign, kmeans_nearest, kmeans_update, kmeans_weighted
 from fastif_ext.ops.sample import ClassSample, inclusion_probability, merge_samples
 from fastif_ext.ops.sampling import (
     bottom_k,
@@ -30,6 +31,10 @@ __all__ = [
     "curvature_sizes",
     "hvp_accumulate_",
     "inclusion_probability",
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
     "linear_softmax_hvp",
     "lissa_update_",
     "merge_samples",

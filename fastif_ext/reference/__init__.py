@@ -9,6 +9,12 @@ from fastif_ext.reference.hvp import (
     lissa_update_,
     softmax_hvp,
 )
+from fastif_ext.reference.kmeans import (
+    kmeans_assign,
+    kmeans_nearest,
+    kmeans_update,
+    kmeans_weighted,
+)
 from fastif_ext.reference.sampling import (
     bottom_k,
     class_multinomial,
@@ -23,6 +29,10 @@ __all__ = [
     "curvature_multinomial",
     "curvature_sizes",
     "hvp_accumulate_",
+    "kmeans_assign",
+    "kmeans_nearest",
+    "kmeans_update",
+    "kmeans_weighted",
     "linear_softmax_hvp",
     "lissa_update_",
     "merge_samples",

@@ -1,0 +1,237 @@
+#include "kmeans/kmeans_assign.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "common/aligned.h"
+#include "common/clones.h"
+#include "kmeans/assign_tile.h"
+
+namespace fastif {
+namespace {
+
+using namespace assign;
+
+constexpr int64_t kTaskRows = 192;          // a multiple of every level's tile rows
+constexpr int64_t kTaskValues = 96 * 1024;  // packed values of a task, to stay in L2
+
+// The centroids as score_rows reads them, and what bounds a score's error.
+template <class A>
+struct Packed {
+  std::vector<A> mean;       // [dim] of the finite centroids
+  Scratch<A> groups;         // [ceil(clusters / group)][dim][group], centred
+  std::vector<A> seeds;      // -|c|^2/2; -inf for a centroid that is not finite
+  std::vector<char> finite;  // [clusters]
+  double largest_norm = 0;   // max |c|, centred
+};
+
+template <class A>
+Packed<A> pack_centroids(const A* centroids, int64_t clusters, int64_t dim, int64_t group,
+                         const Pool& pool) {
+  const int64_t groups = ceil_div(clusters, group);
+  Packed<A> packed{std::vector<A>(dim), Scratch<A>(groups * group * dim),
+                   std::vector<A>(groups * group, -std::numeric_limits<A>::infinity()),
+                   std::vector<char>(clusters)};
+  std::vector<double> mean(dim, 0.0);
+  int64_t count = 0;
+  for (int64_t j = 0; j < clusters; ++j) {
+    const A* c = centroids + j * dim;
+    packed.finite[j] = std::all_of(c, c + dim, [](A value) { return std::isfinite(value); });
+    if (!packed.finite[j]) continue;
+    ++count;
+    for (int64_t k = 0; k < dim; ++k) mean[k] += (c[k] - mean[k]) / double(count);
+  }
+  for (int64_t k = 0; k < dim; ++k) packed.mean[k] = A(mean[k]);
+
+  std::vector<double> norms(clusters, 0.0);
+  parallel_tasks(pool, groups, [&](int64_t g) {
+    A* out = packed.groups.get() + g * group * dim;
+    std::fill(out, out + group * dim, A(0));
+    for (int64_t j = g * group; j < std::min(clusters, (g + 1) * group); ++j) {
+      if (!packed.finite[j]) continue;
+      for (int64_t k = 0; k < dim; ++k) {
+        const A value = centroids[j * dim + k] - packed.mean[k];
+        out[k * group + j % group] = value;
+        norms[j] += double(value) * double(value);
+      }
+      packed.seeds[j] = A(-0.5 * norms[j]);
+    }
+  });
+  for (double norm : norms) packed.largest_norm = std::max(packed.largest_norm, std::sqrt(norm));
+  return packed;
+}
+
+// Bounds on the rounding error of a row's score: slope * |row| + offset, for the centred row.
+struct ErrorBound {
+  double slope, offset;
+};
+
+// Every value of x and c is centred with relative error u, each product enters through at most
+// min(d, kRun) + d/kRun + 1 further roundings, the seed likewise after three of its own; products
+// that underflow lose up to the smallest normal number each. By Cauchy-Schwarz the error is at most
+// g (|x||c| + |c|^2/2). 1 % on top covers the terms of order u^2 and float64's own rounding.
+template <class A>
+ErrorBound error_bound(int64_t dim, double largest_norm) {
+  const double u = std::numeric_limits<A>::epsilon() / 2.0;
+  const double g = 1.01 * u * double(std::min(dim, kRun) + dim / kRun + 8);
+  return {g * largest_norm, 0.5 * g * largest_norm * largest_norm +
+                                double(dim + 1) * double(std::numeric_limits<A>::min())};
+}
+
+// The squared distance in float64, or, once it is seen to be above `limit`, some value above it.
+template <class A>
+FASTIF_CLONES double distance_up_to(const A* x, const A* c, int64_t dim, double limit) {
+  double total = 0;
+  for (int64_t begin = 0; begin < dim && !(total > limit); begin += 64) {
+    const int64_t end = std::min(dim, begin + 64);
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = begin; k < end; ++k) {
+      const double delta = double(x[k]) - double(c[k]);
+      sum += delta * delta;
+    }
+    total += sum;
+  }
+  return total;
+}
+
+// The nearest finite centroid in float64, the lowest index among equals; -1 if there is none.
+template <class A>
+int64_t settle(const A* x, const A* centroids, int64_t dim, int64_t clusters, const char* finite,
+               int64_t guess) {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  // Starting from a near centroid lets the sums for most others stop early.
+  const double limit = finite[guess] ? distance_up_to(x, centroids + guess * dim, dim, kInf) : kInf;
+  double least = limit;
+  int64_t label = -1;
+  for (int64_t j = 0; j < clusters; ++j) {
+    if (!finite[j]) continue;
+    const double distance = distance_up_to(x, centroids + j * dim, dim, least);
+    if (distance < least || (label < 0 && distance == least)) {
+      least = distance;
+      label = j;
+    }
+  }
+  return label;
+}
+
+template <class A>
+struct Rows {
+  const A* x;
+  int64_t count, dim, clusters;
+  const A* centroids;
+  const Packed<A>* packed;
+  ErrorBound bound;
+  Prefetch upcoming;  // the rows of the next task
+  int64_t* labels;
+  A* sqdist;
+};
+
+// One task: up to kTaskRows rows. `panels` holds them packed.
+template <class L>
+FASTIF_INLINE void assign_rows(const Rows<typename L::A>& rows, typename L::A* panels) {
+  using A = typename L::A;
+  static_assert(kTaskRows % L::kRows == 0 && L::kRows % 4 == 0);
+  alignas(64) A norms[kTaskRows], best[kTaskRows], second[kTaskRows];
+  alignas(64) typename L::Index index[kTaskRows];
+  const Packed<A>& packed = *rows.packed;
+  const int64_t dim = rows.dim, padded = ceil_div(rows.count, L::kRows) * L::kRows;
+  pack_rows<A>(rows.x, rows.count, padded, dim, packed.mean.data(), panels, norms);
+  score_rows<L>(panels, padded, dim, packed.groups.get(), packed.seeds.data(), rows.clusters,
+                Scores<A>{best, second, index}, rows.upcoming);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const A* x = rows.x + i * dim;
+    int64_t label = index[i];
+    // A norm carries a relative error of its own, at most dim * epsilon / 2.
+    const double norm =
+        std::sqrt(double(norms[i])) * (1 + double(dim) * std::numeric_limits<A>::epsilon());
+    const double error = rows.bound.slope * norm + rows.bound.offset;
+    if (!(double(best[i]) - double(second[i]) > 2 * error)) {  // also where anything is NaN or inf
+      const bool finite = std::all_of(x, x + dim, [](A value) { return std::isfinite(value); });
+      label =
+          finite ? settle(x, rows.centroids, dim, rows.clusters, packed.finite.data(), label) : -1;
+    }
+    rows.labels[i] = label;
+    rows.sqdist[i] = label < 0 ? std::numeric_limits<A>::quiet_NaN()
+                               : squared_distance<L>(x, rows.centroids + label * dim, dim);
+  }
+}
+
+// Tiles: 32 vector registers hold 3 x 8 accumulators (2 x 12 loads more), 16 hold 2 x 6.
+template <class A>
+using LevelV4 = Level<A, 64, 3, 8>;
+template <class A>
+using LevelV3 = Level<A, 32, 2, 6>;
+#if defined(__aarch64__)
+template <class A>
+using LevelBase = Level<A, 16, 4, 6>;
+#else
+template <class A>
+using LevelBase = Level<A, 16, 2, 6>;
+#endif
+
+template <class A>
+FASTIF_TARGET_V4 void assign_rows_v4(const Rows<A>& rows, A* panels) {
+  assign_rows<LevelV4<A>>(rows, panels);
+}
+template <class A>
+FASTIF_TARGET_V3 void assign_rows_v3(const Rows<A>& rows, A* panels) {
+  assign_rows<LevelV3<A>>(rows, panels);
+}
+template <class A>
+void assign_rows_base(const Rows<A>& rows, A* panels) {
+  assign_rows<LevelBase<A>>(rows, panels);
+}
+
+template <class T>
+FASTIF_CLONES void widen(const T* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+}  // namespace
+
+template <class T>
+void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool, SimdLevel level) {
+  using A = accumulate_t<T>;
+  constexpr bool kWiden = !std::is_same_v<T, A>;
+  const auto run = level == SimdLevel::kV4   ? assign_rows_v4<A>
+                   : level == SimdLevel::kV3 ? assign_rows_v3<A>
+                                             : assign_rows_base<A>;
+  const int64_t group = level == SimdLevel::kV4   ? LevelV4<A>::kGroup
+                        : level == SimdLevel::kV3 ? LevelV3<A>::kGroup
+                                                  : LevelBase<A>::kGroup;
+  const int64_t dim = task.dim;
+  const auto packed = pack_centroids(task.centroids, task.clusters, dim, group, pool);
+  const ErrorBound bound = error_bound<A>(dim, packed.largest_norm);
+  const int64_t tiles = std::clamp<int64_t>(kTaskValues / (48 * std::max<int64_t>(dim, 1)), 1, 4);
+  const int64_t chunk = 48 * tiles;
+  parallel_tasks(pool, ceil_div(task.rows, chunk), [&](int64_t index) {
+    const int64_t begin = index * chunk, count = std::min(chunk, task.rows - begin);
+    Scratch<A> panels(chunk * dim);
+    Scratch<A> wide(kWiden ? count * dim : 0);
+    const A* x;
+    if constexpr (kWiden) {
+      widen(task.x + begin * dim, count * dim, wide.get());
+      x = wide.get();
+    } else {
+      x = task.x + begin * dim;
+    }
+    const int64_t stop = std::min(task.rows, begin + 2 * chunk);
+    const Prefetch upcoming{reinterpret_cast<const char*>(task.x + (begin + count) * dim),
+                            reinterpret_cast<const char*>(task.x + stop * dim)};
+    run(Rows<A>{x, count, dim, task.clusters, task.centroids, &packed, bound, upcoming,
+                task.labels + begin, task.sqdist + begin},
+        panels.get());
+  });
+}
+
+template void kmeans_assign_cpu(const KMeansAssign<float>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<double>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<Half>&, const Pool&, SimdLevel);
+template void kmeans_assign_cpu(const KMeansAssign<BFloat16>&, const Pool&, SimdLevel);
+
+}  // namespace fastif

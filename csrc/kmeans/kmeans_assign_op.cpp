@@ -1,0 +1,48 @@
+#include "kmeans/kmeans_assign.h"
+
+#include <string>
+#include <tuple>
+
+#include "kmeans/kmeans_op.h"
+
+namespace fastif {
+
+std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const Tensor& centroids) {
+  const ScalarType dtype = accumulate_dtype(x);
+  STD_TORCH_CHECK(x.dim() == 2 && centroids.dim() == 2 && x.size(1) == centroids.size(1),
+                  "fastif_ext::", op, ": x must be [n, d] and centroids [K, d]");
+  STD_TORCH_CHECK(centroids.size(0) >= 1, "fastif_ext::", op, ": centroids has no row");
+  STD_TORCH_CHECK(centroids.scalar_type() == x.scalar_type() || centroids.scalar_type() == dtype,
+                  "fastif_ext::", op,
+                  ": centroids must have the dtype of x (or float32 with a half x)");
+  const int64_t n = x.size(0), d = x.size(1), K = centroids.size(0);
+  const Tensor rows = torch::stable::contiguous(x);
+  const Tensor centres = torch::stable::contiguous(torch::stable::to(centroids, dtype));
+  Tensor labels = new_tensor(x, {n}, ScalarType::Long);
+  Tensor sqdist = new_tensor(x, {n}, dtype);
+  dispatch_floating(op, x.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    using A = accumulate_t<T>;
+    kmeans_assign_cpu(KMeansAssign<T>{n, d, K, data<T>(rows), data<A>(centres),
+                                      mutable_data<int64_t>(labels), mutable_data<A>(sqdist)},
+                      torch_pool());
+  });
+  return {labels, sqdist};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> kmeans_assign(const Tensor& x, const Tensor& centroids,
+                                         std::string precision) {
+  STD_TORCH_CHECK(precision == "auto" || precision == "fp32" || precision == "tf32",
+                  "fastif_ext::kmeans_assign: precision must be 'auto', 'fp32' or 'tf32', got '",
+                  precision, "'");
+  return checked_assign("kmeans_assign", x, centroids);
+}
+
+}  // namespace
+}  // namespace fastif
+
+STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
+  m.impl("kmeans_assign", TORCH_BOX(&fastif::kmeans_assign));
+}

@@ -1,0 +1,29 @@
+// kmeans_nearest(x[n,d], centroids[K,d], k) -> (index int64[K,k], sqdist[K,k])
+//
+// For each centroid the k nearest rows among the rows of its own cluster, by kmeans_assign (whose
+// contract holds for dtypes, NaN and distances).
+//
+// - Ascending by (sqdist, row): ties go to the lower row.
+// - A cluster of fewer than k rows is padded with index -1 and distance inf. k = 0 works.
+// - Threads change no bit.
+#pragma once
+
+#include <cstdint>
+
+#include "common/parallel.h"
+
+namespace fastif {
+
+template <class A>
+struct KMeansNearest {
+  int64_t rows, clusters, k;
+  const int64_t* labels;  // [rows], by kmeans_assign
+  const A* row_sqdist;    // [rows], by kmeans_assign
+  int64_t* index;         // [clusters, k]
+  A* sqdist;              // [clusters, k]
+};
+
+template <class A>
+void kmeans_nearest_cpu(const KMeansNearest<A>& task, const Pool& pool);
+
+}  // namespace fastif

@@ -1,0 +1,36 @@
+// kmeans_update(x[n,d], labels int64[n], n_clusters, weight[n]=None)
+//     -> (sums[K,d], counts int64[K])
+//
+// The sum of the rows of each cluster, and their number: centroids are sums / counts.
+//
+// - sums are float32, float64 for float64 x. Up to 1024 rows of a cluster, in ascending order, are
+//   summed in that type, four at a time; longer clusters go on in float64.
+// - weight multiplies each row in sums; counts do not know of it. It has the dtype of sums.
+// - Rows with label -1 are ignored. Other labels outside [0, K) are an error, naming the row.
+// - An empty cluster has sum and count 0; n = 0, d = 0 and K = 0 work. NaN and inf in x propagate.
+// - Deterministic: the order of summation depends on the labels alone; threads change no bit.
+#pragma once
+
+#include <cstdint>
+
+#include "common/numeric_types.h"
+#include "common/parallel.h"
+
+namespace fastif {
+
+template <class T>
+struct KMeansUpdate {
+  using A = accumulate_t<T>;
+  int64_t rows, dim, clusters;
+  const T* x;             // [rows, dim]
+  const int64_t* labels;  // [rows]
+  const A* weight;        // [rows] or null
+  A* sums;                // [clusters, dim]
+  int64_t* counts;        // [clusters]
+};
+
+// Returns -1, or the first row whose label is outside [-1, clusters): then nothing was computed.
+template <class T>
+int64_t kmeans_update_cpu(const KMeansUpdate<T>& task, const Pool& pool);
+
+}  // namespace fastif

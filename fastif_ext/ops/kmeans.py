@@ -1,0 +1,233 @@
+"""Operators for k-means: assignment, update, and the rows that represent a cluster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastif_ext.ops._check import (
+    FLOATING,
+    check_count,
+    check_no_grad,
+    check_same_device,
+    check_tensor,
+    draw_seed,
+    shape,
+)
+
+PRECISIONS = ("auto", "fp32", "tf32")
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of distances and sums for x: float32, or float64 for float64 x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check_assign(op: str, x: Tensor, centroids: Tensor) -> None:
+    check_tensor(op, "x", x, dims=(2,))
+    check_tensor(op, "centroids", centroids, dims=(2,))
+    if x.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            f"{op}: x has shape {shape(x)}, centroids {shape(centroids)}; "
+            f"both must have the same number of columns"
+        )
+    if centroids.shape[0] < 1:
+        raise ValueError(f"{op}: centroids has no row; pass at least one centroid")
+    if centroids.dtype not in (x.dtype, _sum_dtype(x)):
+        raise TypeError(
+            f"{op}: centroids has dtype {centroids.dtype}, x has {x.dtype}; "
+            f"convert it with centroids.to({_sum_dtype(x)})"
+        )
+    check_same_device(op, x=x, centroids=centroids)
+    check_no_grad(op, x=x, centroids=centroids)
+
+
+def kmeans_assign(
+    x: Tensor, centroids: Tensor, *, precision: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of every row, and the squared Euclidean distance to it.
+
+    Labels are exact: the centroid at the least distance as computed in float64 from the given
+    values, the lowest index among equals. The work is done in x's precision (float32 for half
+    types) on centred data, and rows whose two best centroids are too close for that to be certain
+    are settled in float64. Nothing of size n x K is stored; threads change no bit.
+
+    Args:
+        x: rows, [n, d], float32, float64, float16 or bfloat16.
+        centroids: [K, d] with K >= 1, x's dtype, or float32 with a half x. A centroid with NaN or
+            inf is never chosen.
+        precision: "auto", "fp32" or "tf32". On the CPU all three compute as stated above; on a GPU
+            "tf32" gives up exact labels for speed.
+
+    Returns:
+        labels, int64 [n], and sqdist, float32 [n] (float64 for float64 x): sum((x - c)^2), summed
+        directly. A row with NaN or inf has label -1 and distance NaN.
+
+    Raises:
+        TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
+        RuntimeError: an input requires grad while grad mode is on.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [9.0, 9.0]])
+        >>> fi.kmeans_assign(x, torch.tensor([[0.0, 0.0], [9.0, 8.0]]))
+        (tensor([0, 0, 1]), tensor([ 0., 25.,  1.]))
+    """
+    op = "kmeans_assign"
+    _check_assign(op, x, centroids)
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {PRECISIONS}, got {precision!r}")
+    labels, sqdist = torch.ops.fastif_ext.kmeans_assign(x, centroids, precision)
+    return labels, sqdist
+
+
+def kmeans_update(
+    x: Tensor, labels: Tensor, n_clusters: int, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum of the rows of each cluster, and their number, in a fixed order of summation.
+
+    Args:
+        x: rows, [n, d], float32, float64, float16 or bfloat16.
+        labels: the cluster of each row, int64 [n]; rows with label -1 are ignored.
+        n_clusters: K.
+        weight: a factor for each row in the sums, floating [n]; counts do not know of it.
+
+    Returns:
+        sums, float32 [K, d] (float64 for float64 x), and counts, int64 [K]. Both are 0 for an empty
+        cluster. New centroids are sums / counts. Threads change no bit.
+
+    Raises:
+        TypeError, ValueError: a shape or dtype that does not fit; the message names it.
+        RuntimeError: a label outside [-1, K), or an input that requires grad in grad mode.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> x = torch.tensor([[1.0], [2.0], [5.0]])
+        >>> fi.kmeans_update(x, torch.tensor([0, 0, 1]), 3)
+        (tensor([[3.],
+                [5.],
+                [0.]]), tensor([2, 1, 0]))
+    """
+    op = "kmeans_update"
+    check_tensor(op, "x", x, dims=(2,))
+    check_tensor(op, "labels", labels, dims=(1,), dtypes=(torch.int64,))
+    check_count(op, "n_clusters", n_clusters, low=0)
+    if labels.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{op}: labels has length {labels.shape[0]}, x has {x.shape[0]} rows; "
+            f"pass one label per row"
+        )
+    if weight is not None:
+        check_tensor(op, "weight", weight, dims=(1,), dtypes=FLOATING)
+        if weight.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"{op}: weight has length {weight.shape[0]}, x has {x.shape[0]} rows; "
+                f"pass one weight per row"
+            )
+    check_same_device(op, x=x, labels=labels, weight=weight)
+    check_no_grad(op, x=x, weight=weight)
+    if weight is not None:
+        weight = weight.to(_sum_dtype(x))
+    sums, counts = torch.ops.fastif_ext.kmeans_update(x, labels, n_clusters, weight)
+    return sums, counts
+
+
+def kmeans_nearest(x: Tensor, centroids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows nearest to each centroid, among the rows of its own cluster.
+
+    Args:
+        x: rows, [n, d], float32, float64, float16 or bfloat16.
+        centroids: [K, d] with K >= 1, x's dtype, or float32 with a half x.
+        k: rows per cluster, at least 0.
+
+    Returns:
+        index, int64 [K, k], and sqdist, float32 [K, k] (float64 for float64 x): row numbers and
+        squared distances, ascending, ties to the lower row. A cluster of fewer than k rows is
+        padded with -1 and inf. Clusters are those of kmeans_assign.
+
+    Raises:
+        TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
+        RuntimeError: an input requires grad while grad mode is on.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> x = torch.tensor([[3.0], [1.0], [9.0]])
+        >>> fi.kmeans_nearest(x, torch.tensor([[0.0], [10.0]]), 2)
+        (tensor([[ 1,  0],
+                [ 2, -1]]), tensor([[1., 9.],
+                [1., inf]]))
+    """
+    op = "kmeans_nearest"
+    _check_assign(op, x, centroids)
+    check_count(op, "k", k, low=0)
+    index, sqdist = torch.ops.fastif_ext.kmeans_nearest(x, centroids, k)
+    return index, sqdist
+
+
+def kmeans_weighted(
+    x: Tensor,
+    centroids: Tensor,
+    k: int,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw k rows of each cluster without replacement, with probability proportional to 1/distance.
+
+    Row i has rank E_i d_i, with d_i its distance to the centroid and E_i a standard exponential
+    that depends on (seed, i) alone; the k smallest ranks of a cluster are drawn, in that order: the
+    law of drawing one after the other (Efraimidis & Spirakis 2006, "Weighted random sampling with a
+    reservoir"). Rows at distance 0 come first, lower rows before higher ones.
+
+    Args:
+        x: rows, [n, d], float32, float64, float16 or bfloat16.
+        centroids: [K, d] with K >= 1, x's dtype, or float32 with a half x.
+        k: rows per cluster, at least 0.
+        seed: the same seed draws the same rows; inside torch.compile it must be given.
+        generator: draws the seed where none is given; default: torch's global generator.
+
+    Returns:
+        index, int64 [K, k]; a cluster of fewer than k rows is padded with -1.
+
+    Raises:
+        TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
+        RuntimeError: an input requires grad while grad mode is on.
+
+    Example:
+        >>> import torch, fastif_ext as fi
+        >>> x = torch.tensor([[0.0], [1.0], [10.0]])
+        >>> fi.kmeans_weighted(x, torch.tensor([[0.0], [10.0]]), 1, seed=0)
+        tensor([[0],
+                [2]])
+    """
+    op = "kmeans_weighted"
+    _check_assign(op, x, centroids)
+    check_count(op, "k", k, low=0)
+    seed = draw_seed(op, seed, generator)
+    index: Tensor = torch.ops.fastif_ext.kmeans_weighted(x, centroids, k, seed)
+    return index
+
+
+@torch.library.register_fake("fastif_ext::kmeans_assign")
+def _(x: Tensor, centroids: Tensor, precision: str = "auto") -> tuple[Tensor, Tensor]:
+    n = x.shape[0]
+    return x.new_empty(n, dtype=torch.int64), x.new_empty(n, dtype=_sum_dtype(x))
+
+
+@torch.library.register_fake("fastif_ext::kmeans_update")
+def _(
+    x: Tensor, labels: Tensor, n_clusters: int, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    sums = x.new_empty((n_clusters, x.shape[1]), dtype=_sum_dtype(x))
+    return sums, x.new_empty(n_clusters, dtype=torch.int64)
+
+
+@torch.library.register_fake("fastif_ext::kmeans_nearest")
+def _(x: Tensor, centroids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    size = (centroids.shape[0], k)
+    return x.new_empty(size, dtype=torch.int64), x.new_empty(size, dtype=_sum_dtype(x))
+
+
+@torch.library.register_fake("fastif_ext::kmeans_weighted")
+def _(x: Tensor, centroids: Tensor, k: int, seed: int) -> Tensor:
+    return x.new_empty((centroids.shape[0], k), dtype=torch.int64)
