@@ -163,7 +163,9 @@ def _mnist_like(name: str, folder: Path) -> LoadedData:
         TensorDataset(
             _standardise(images.unsqueeze(1), (kind.mean,), (kind.std,)), labels.to(torch.int64)
         )
-        for images, labels in (_idx_split(folder, split, kind.remedy) for split in ("train", "t10k"))
+        for images, labels in (
+            _idx_split(folder, split, kind.remedy) for split in ("train", "t10k")
+        )
     )
     return LoadedData(name, train, test, kind.classes)
 

@@ -206,7 +206,7 @@ def cg(
 
     Example:
         >>> import torch, fastif_ext as fi
-        >>> fi.cg(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 4.0])).x
+        >>> fi.cg(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 4.0])).x.round(decimals=4)
         tensor([1., 1.])
     """
     check_tolerance("cg", tol, max_iter)

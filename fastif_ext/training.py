@@ -125,14 +125,14 @@ def train_lbfgs(
     *,
     l2: float = 0.0,
     max_iter: int = 2000,
-    tol: float = 1e-8,
+    tol: float = 1e-6,
     progress: bool = False,
 ) -> LbfgsResult:
     """Train a classifier in place to a minimum: L-BFGS on all rows at once.
 
     Minimises mean cross-entropy + l2 / 2 |theta|^2 over the trainable parameters until the norm of
     its gradient is at most tol. Influence functions assume such a minimum; it takes float64 to
-    reach the default tol. The model runs in eval mode, as the objective must be a function. After
+    get there. The model runs in eval mode, as the objective must be a function. After
     an interrupt (Ctrl-C) the model holds the last iterate that was looked at (every 20 iterations).
 
     Args:
@@ -159,7 +159,7 @@ def train_lbfgs(
         >>> x, y = torch.eye(3, dtype=torch.float64), torch.arange(3)
         >>> model = torch.nn.Linear(3, 3).double()
         >>> result = training.train_lbfgs(model, x, y, l2=0.01)
-        >>> result.converged, result.gradient_norm <= 1e-8
+        >>> result.converged, result.gradient_norm <= 1e-6
         (True, True)
     """
     _check_rows(inputs, targets)
@@ -277,7 +277,9 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     """The inputs and labels of a TensorDataset or pair."""
     tensors = dataset.tensors if isinstance(dataset, TensorDataset) else dataset
     if not isinstance(tensors, tuple) or len(tensors) != 2:
-        what = type(dataset).__name__ + (f" of {len(tensors)}" if isinstance(tensors, tuple) else "")
+        what = type(dataset).__name__ + (
+            f" of {len(tensors)}" if isinstance(tensors, tuple) else ""
+        )
         raise TypeError(
             f"dataset must be TensorDataset(inputs, labels) or a pair of tensors, got a {what}"
         )
@@ -323,7 +325,9 @@ def _splits(n: int, batch_size: int, model: nn.Module) -> list[slice]:
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
-        raise ValueError("model has no parameter with requires_grad=True; there is nothing to train")
+        raise ValueError(
+            "model has no parameter with requires_grad=True; there is nothing to train"
+        )
     return params
 
 

@@ -1,7 +1,7 @@
 """The method's figures on scikit-learn's digits, on the setting they were published for.
 
 MLP 64-32-10 tanh, float64, mean cross-entropy + 1e-3/2 |theta|^2 by L-BFGS, 75 % of the digits for
-training. Sampler errors are |H_S v - H v| / |H v| for a standard normal v, over 100 seeds.
+training. Sampler errors are |H_S v - H v| / |H v|, the mean over 16 standard normal v and 100 seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fastif_ext import datasets, models
 from fastif_ext.comparison import make_sampler
 from fastif_ext.data import loader, take
 from fastif_ext.metrics import class_metrics
-from fastif_ext.removal import shortest_step
 
 SEEDS = 100
 
@@ -45,13 +44,13 @@ def errors(sampler: str, m: int) -> Tensor:
     train, _, model, extracted = digits()
     loss = nn.functional.cross_entropy
     full = fi.Hessian(model, loss, train)
-    v = torch.randn(full.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.randn(16, full.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = full @ v
     found = []
     for seed in range(SEEDS):
         s = make_sampler(sampler, extracted, m, seed=seed)
         got = fi.Hessian(model, loss, take(train, s.indices), weights=s.weights) @ v
-        found.append(float((got - want).norm() / want.norm()))
+        found.append(float(((got - want).norm(dim=1) / want.norm(dim=1)).mean()))
     return torch.tensor(found)
 
 
@@ -132,14 +131,14 @@ class TestRemoval:
         kept = take(train, (train.tensors[1] != 3).nonzero().flatten())
         assert class_metrics(fit(kept), test, 3).f1 == pytest.approx(0.992, abs=0.006)
 
-    def test_gradient_only(self) -> None:
+    def test_best_steps(self) -> None:
+        """The best F1 over steps: .990 +- .003 by influence, .976 +- .005 by the gradient alone."""
         train, _, model, _ = digits()
         rows = (train.tensors[1] == 3).nonzero().flatten()
-        removed = take(train, rows)
-        g = fi.mean_gradient(model, nn.functional.cross_entropy, removed)
-        step, _, reached = shortest_step(model, g, removed, 3, first=len(rows) / len(train))
-        assert reached
-        assert self.f1(g, step) == pytest.approx(0.976, abs=0.008)
+        steps = [len(rows) / len(train) * 1.3**k for k in range(30)]
+        g = fi.mean_gradient(model, nn.functional.cross_entropy, take(train, rows))
+        assert max(self.f1(g, s) for s in steps) == pytest.approx(0.976, abs=0.006)
+        assert max(self.f1(exact(0.01).delta, s) for s in steps) == pytest.approx(0.990, abs=0.004)
 
     def test_curvature_subset_matches_exact_influence(self) -> None:
         train, test, model, extracted = digits()

