@@ -44,7 +44,7 @@ from fastif_ext.samplers import (
     SubsetSampler,
     WeightedRandomSampler,
 )
-from fastif_ext.solvers import SolveResult, SolverDivergence, cg, exact
+from fastif_ext.solvers import SolverDivergence, SolveResult, cg, exact
 
 __version__ = str(build_info()["version"])
 

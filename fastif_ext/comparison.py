@@ -60,7 +60,7 @@ class Record:
     hvp_error: float | None = None
     """|H_S v - H v| / |H v|, v standard normal."""
     ihvp_error: float | None = None
-    """|x_S - x| / |x|, x = (H + d I)^-1 g on all rows; one d, Comparison.common_damping, for all."""
+    """|x_S - x| / |x|, x = (H + d I)^-1 g on all rows, d = Comparison.common_damping."""
     damping: float | None = None
     iterations: int | None = None
     converged: bool | None = None

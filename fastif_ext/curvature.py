@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastif_ext.data import BATCH, Data, batch_rows, batches, evaluating, to_device, tree_map
+from fastif_ext.data import (
+    BATCH,
+    Data,
+    batch_rows,
+    batches,
+    evaluating,
+    rows_of,
+    tensors_of,
+    to_device,
+    tree_map,
+)
 from fastif_ext.parameters import Params, Selection
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -41,10 +51,11 @@ class WeightedLoss:
         }
         first = next(iter(self.leaves.values()))
         self.device, self.dtype = first.device, first.dtype
-        self._batches = [
-            (to_device(inputs, self.device), targets.to(self.device))
-            for inputs, targets in map(_require_targets, batches(data, chunk_size or BATCH))
-        ]
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from torch's generator
+            self._batches = [
+                (to_device(inputs, self.device), targets.to(self.device))
+                for inputs, targets in map(_require_targets, batches(data, chunk_size or BATCH))
+            ]
         self.rows = sum(batch_rows(inputs) for inputs, _ in self._batches)
         if self.rows == 0:
             raise ValueError("data has no rows")
@@ -76,7 +87,7 @@ class WeightedLoss:
                     if self.weights is None
                     else self.weights[row + part.start : row + part.stop]
                 )
-                yield tree_map(lambda t, part=part: t[part], inputs), targets[part], w
+                yield rows_of(inputs, part), targets[part], w
             row += n
 
     def outputs(self, inputs: Any) -> Any:
@@ -132,7 +143,12 @@ def mean_gradient(
     """Gradient of the mean loss over a data set (or of ``sum_i w_i loss(z_i)``).
 
     Args:
-        model, loss_fn, data, weights, params, chunk_size: as for Hessian.
+        model: any network; left as it was.
+        loss_fn: loss_fn(outputs, targets) -> mean loss.
+        data: (inputs, targets), a Dataset or a DataLoader.
+        weights: one per row, the w_i; by default 1/n each.
+        params: the parameters to differentiate by; see Hessian.
+        chunk_size: rows per chunk.
 
     Returns:
         [p], the selected parameters in named_parameters() order.
@@ -311,11 +327,8 @@ class Hessian:
         inputs = next(self._loss.chunks(64))[0]
         with evaluating(self._loss.model), torch.no_grad():
             first, second = self._loss.outputs(inputs), self._loss.outputs(inputs)
-        same: list[bool] = []
-        a: list[Tensor] = []
-        tree_map(lambda t: a.append(t) or t, first)
-        tree_map(lambda t: same.append(torch.allclose(t, a.pop(0), equal_nan=True)) or t, second)
-        if not all(same):
+        pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+        if not all(torch.allclose(a, b, equal_nan=True) for a, b in pairs):
             raise ValueError(
                 "model gives different outputs for the same inputs in eval mode; make it "
                 "reproducible (no dropout outside nn.Dropout, no random augmentation inside it)"

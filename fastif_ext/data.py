@@ -55,12 +55,26 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
     return tree_map(lambda t: t.to(device, non_blocking=True), inputs)
 
 
+def rows_of(inputs: Any, rows: slice | Tensor) -> Any:
+    """Some rows of a tensor, or of every tensor of a dict or sequence."""
+    return tree_map(lambda t: t[rows], inputs)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a tensor, dict or sequence, in order."""
+    found: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    tree_map(keep, value)
+    return found
+
+
 def batch_rows(inputs: Any) -> int:
     """Number of examples in a batch of inputs."""
-    if isinstance(inputs, Tensor):
-        return len(inputs)
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return batch_rows(next(iter(values)))
+    return len(tensors_of(inputs)[0])
 
 
 def loader(data: Dataset[Any], batch_size: int = BATCH) -> DataLoader[Any]:
@@ -85,10 +99,8 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
                 f"data has {batch_rows(inputs)} inputs and {len(targets)} targets; they must match"
             )
         for i in range(0, len(targets), batch_size):
-            yield (
-                tree_map(lambda t, i=i: t[i : i + batch_size], inputs),
-                targets[i : i + batch_size],
-            )
+            part = slice(i, i + batch_size)
+            yield rows_of(inputs, part), targets[part]
     elif isinstance(data, Dataset):
         yield from map(split_batch, loader(data, batch_size))
     else:
@@ -102,7 +114,7 @@ def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
     if isinstance(data, TensorDataset):
         return TensorDataset(*(t[rows] for t in data.tensors))
     if isinstance(data, tuple):
-        return tree_map(lambda t: t[rows], data[0]), data[1][rows]
+        return rows_of(data[0], rows), data[1][rows]
     return Subset(data, rows.tolist())
 
 

@@ -75,9 +75,9 @@ def run(
     print("\n" + report.table(records))
     print(
         f"\nF1 and accuracies on {len(test)} test digits; errors against the Hessian of all "
-        f"{len(train)} training digits,\nof the iHVP at one damping ({comparison.common_damping:.2f}) "
-        f"for all subsets. Removal takes the automatic damping.\n95 % bootstrap intervals over "
-        f"{seeds} seeds. {seconds:.0f} s on {torch.get_num_threads()} threads."
+        f"{len(train)} training digits,\nof the iHVP at one damping for all subsets "
+        f"({comparison.common_damping:.2f}); removal takes the automatic damping.\n95 % bootstrap "
+        f"intervals over {seeds} seeds. {seconds:.0f} s on {torch.get_num_threads()} threads."
     )
     facts: dict[str, Any] = {
         "data": "digits",

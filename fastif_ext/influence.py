@@ -97,9 +97,12 @@ def influence(
     if isinstance(train, DataLoader):
         raise TypeError("influence: train must be (inputs, targets) or a Dataset: rows are chosen")
     n = count(train)
+    points: Data
     if isinstance(removed, Tensor):
-        removed = take(train, _check_rows("removed", removed, n))
-    gradient = mean_gradient(model, loss_fn, removed, params=params, chunk_size=chunk_size)
+        points = take(train, _check_rows("removed", removed, n))
+    else:
+        points = removed
+    gradient = mean_gradient(model, loss_fn, points, params=params, chunk_size=chunk_size)
     subset, weights = train, None
     if sampler is not None:
         subset = take(train, _check_rows("sampler.indices", sampler.indices, n))

@@ -18,7 +18,7 @@ EXACT_LIMIT = 20_000  # a dense float64 matrix of this size takes 3.2 GB
 LANCZOS_STEPS = 30
 
 
-class SolverDivergence(RuntimeError):
+class SolverDivergence(RuntimeError):  # noqa: N818  the name of the event, as in the field
     """A solver cannot converge on this system; the message says why and what helps."""
 
 
@@ -94,7 +94,7 @@ def spectrum(H: Any, like: Tensor, *, steps: int = LANCZOS_STEPS) -> Spectrum:
 
 
 def automatic_damping(ends: Spectrum) -> float:
-    """The damping that "auto" stands for: 1 % of the largest eigenvalue, and twice any negative one.
+    """What damping="auto" takes: 1 % of the largest eigenvalue, and twice any negative one.
 
     H + damping I is then positive definite with a condition number of about 100 at most.
     """
@@ -206,7 +206,8 @@ def cg(
 
     Example:
         >>> import torch, fastif_ext as fi
-        >>> fi.cg(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 4.0])).x.round(decimals=4)
+        >>> H = torch.diag(torch.tensor([1.0, 4.0]))
+        >>> fi.cg(H, torch.tensor([1.0, 4.0])).x.round(decimals=4)
         tensor([1., 1.])
     """
     check_tolerance("cg", tol, max_iter)
@@ -318,6 +319,7 @@ def apply(H: Any, v: Tensor) -> Tensor:
 
 
 def check_tolerance(name: str, tol: float, max_iter: int | None) -> None:
+    """Require tol > 0 and max_iter >= 1."""
     if not tol > 0:
         raise ValueError(f"{name}: tol must be positive, got {tol}")
     if max_iter is not None and max_iter < 1:

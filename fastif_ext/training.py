@@ -173,7 +173,7 @@ def train_lbfgs(
         loss = F.cross_entropy(model(inputs), targets)
         if l2:
             loss = loss + l2 / 2 * sum((p * p).sum() for p in params)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def look() -> tuple[float, float]:
@@ -198,7 +198,7 @@ def train_lbfgs(
                 chunk = min(_LBFGS_CHUNK, max_iter - iterations)
                 optimizer.param_groups[0]["max_iter"] = chunk
                 before = optimizer.state[params[0]].get("n_iter", 0)
-                optimizer.step(objective)  # type: ignore[arg-type]
+                optimizer.step(objective)
                 done = optimizer.state[params[0]]["n_iter"] - before
                 loss, norm = look()
                 good = [p.detach().clone() for p in params]

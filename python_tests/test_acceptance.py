@@ -1,7 +1,8 @@
 """The method's figures on scikit-learn's digits, on the setting they were published for.
 
 MLP 64-32-10 tanh, float64, mean cross-entropy + 1e-3/2 |theta|^2 by L-BFGS, 75 % of the digits for
-training. Sampler errors are |H_S v - H v| / |H v|, the mean over 16 standard normal v and 100 seeds.
+training. Sampler errors are |H_S v - H v| / |H v|, the mean over 16 standard normal v and 100
+seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastif_ext.training import train_lbfgs
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -20,6 +20,7 @@ from fastif_ext import datasets, models
 from fastif_ext.comparison import make_sampler
 from fastif_ext.data import loader, take
 from fastif_ext.metrics import class_metrics
+from fastif_ext.training import train_lbfgs
 
 SEEDS = 100
 

@@ -91,6 +91,7 @@ class FeatureSampler(SubsetSampler):
             raise ValueError("FeatureSampler: layer is None; name the layer the features come from")
         features, classes = [], 0
         for batch in stream(model, loader, layer=layer, device=device, progress=progress):
+            assert batch.features is not None
             features.append(batch.features)
             classes = batch.logits.shape[1]
         if not features:
