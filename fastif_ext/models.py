@@ -106,7 +106,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     advice = "save one with torch.save(model.state_dict(), path)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"{path} is not a file of weights ({reason[0] if reason else 'it is cut off'}); "
