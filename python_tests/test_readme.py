@@ -1,0 +1,44 @@
+"""The README's example runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastif_ext as fi
+from fastif_ext import datasets, models
+from fastif_ext.training import train_lbfgs
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    data = datasets.load("digits")
+    model = models.build("mlp", dtype=torch.float64)
+    train_lbfgs(model, *data.train.tensors, l2=1e-3)
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model, "train": data.train, "test": data.test}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "F1" in capsys.readouterr().out
+    assert (tmp_path / "forgot_3.pt").exists()
+    rows = torch.cat([labels for _, labels in names["subset"]])
+    assert len(rows) == 400
+
+
+def test_public_names_in_the_readme_exist() -> None:
+    table = README.read_text().split("## What is in it")[1].split("\n## ")[0]
+    for name in re.findall(r"`([a-zA-Z_]+)`", table):
+        if name not in ("from_loader", "csrc", "opcheck", "python_tests", "bench"):
+            assert hasattr(fi, name), f"README names fastif_ext.{name}"
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README.read_text()):
+        assert re.search(rf"^{target}:", makefile, re.M), f"README names make {target}"
