@@ -11,6 +11,9 @@ STABLE_TORCH_LIBRARY(fastif_ext, m) {
       "(Tensor sums, Tensor counts)");
   m.def("kmeans_nearest(Tensor x, Tensor centroids, int k) -> (Tensor index, Tensor sqdist)");
   m.def("kmeans_weighted(Tensor x, Tensor centroids, int k, int seed) -> Tensor index");
+  m.def(
+      "kmeans_candidates(Tensor x, Tensor candidates, Tensor sqdist, Tensor? weight=None) -> "
+      "(Tensor least, Tensor potential)");
   // curvature products and LiSSA
   m.def(
       "lissa_update_(Tensor(a!) h, Tensor v, Tensor[] hvp, float damping, float scale, "

@@ -6,6 +6,7 @@ The twins follow the definitions literally and share no code with the kernels.
 from fastif_ext.reference.hvp import lissa_update_
 from fastif_ext.reference.kmeans import (
     kmeans_assign,
+    kmeans_candidates,
     kmeans_nearest,
     kmeans_update,
     kmeans_weighted,
@@ -13,6 +14,7 @@ from fastif_ext.reference.kmeans import (
 
 __all__ = [
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_nearest",
     "kmeans_update",
     "kmeans_weighted",
