@@ -1,6 +1,7 @@
 """Faithful and fast influence functions for PyTorch."""
 
 from fastif_ext.build import build_info
+from fastif_ext.kmeans import KMeans
 from fastif_ext.ops import (
     LissaStep,
     kmeans_assign,
@@ -13,6 +14,7 @@ from fastif_ext.ops import (
 __version__ = str(build_info()["version"])
 
 __all__ = [
+    "KMeans",
     "LissaStep",
     "build_info",
     "kmeans_assign",

@@ -20,84 +20,115 @@ struct Rows {
   A* distance;
 };
 
-// kRows x kCount squared distances at once: each vector of x and c loaded is used several times.
-template <class A, int kBytes, int kRows, int kCount>
-FASTIF_INLINE void distance_tile(const A* x, const A* c, int64_t dim, int64_t stride, A* out) {
+// The sums over lanes of four vectors: halved down to four lanes, then transposed and added.
+template <class A, class V>
+FASTIF_INLINE void sum_lanes_of_four(const V* v, A* out) {
+  constexpr int kLanes = int(sizeof(V) / sizeof(A));
+  if constexpr (kLanes < 4) {
+    for (int i = 0; i < 4; ++i) out[i] = v[i][0] + v[i][1];
+  } else {
+    using Q = typename VectorOf<A, 4 * sizeof(A)>::type;
+    A lanes[kLanes];
+    Q q[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(lanes, &v[i], sizeof(V));
+      q[i] = load_as<Q>(lanes);
+#pragma GCC unroll 4
+      for (int part = 4; part < kLanes; part += 4) q[i] += load_as<Q>(lanes + part);
+    }
+    const Q a = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5) +
+                __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7);
+    const Q b = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5) +
+                __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
+    const Q sum =
+        __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    std::memcpy(out, &sum, sizeof(Q));
+  }
+}
+
+// Squared distances of four rows to kCount candidates at once: each vector that is loaded is used
+// several times. Row i is at x[i].
+template <class A, int kBytes, int kCount>
+FASTIF_INLINE void distance_tile(const A* const (&x)[4], const A* c, int64_t dim, A* out) {
   using V = typename VectorOf<A, kBytes>::type;
   constexpr int kLanes = kBytes / int(sizeof(A));
-  V sum[kRows][kCount];
+  V sum[kCount][4];
 #pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i)
+  for (int j = 0; j < kCount; ++j)
 #pragma GCC unroll 4
-    for (int j = 0; j < kCount; ++j) sum[i][j] = V{};
+    for (int i = 0; i < 4; ++i) sum[j][i] = V{};
   int64_t k = 0;
   for (; k + kLanes <= dim; k += kLanes) {
-    V row[kRows];
+    V row[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) row[i] = load_as<V>(x + i * dim + k);
+    for (int i = 0; i < 4; ++i) row[i] = load_as<V>(x[i] + k);
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) {
       const V centre = load_as<V>(c + j * dim + k);
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < 4; ++i) {
         const V delta = row[i] - centre;
-        sum[i][j] += delta * delta;
+        sum[j][i] += delta * delta;
       }
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kCount; ++j) {
-      A lanes[kLanes], total = 0;
-      std::memcpy(lanes, &sum[i][j], sizeof(V));
-      for (int half = kLanes / 2; half >= 1; half /= 2)
-        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-      for (int64_t rest = k; rest < dim; ++rest) {
-        const A delta = x[i * dim + rest] - c[j * dim + rest];
-        total += delta * delta;
+  for (int j = 0; j < kCount; ++j) {
+    sum_lanes_of_four(sum[j], out + 4 * j);
+    for (int64_t rest = k; rest < dim; ++rest) {
+      for (int i = 0; i < 4; ++i) {
+        const A delta = x[i][rest] - c[j * dim + rest];
+        out[4 * j + i] += delta * delta;
       }
-      out[j * stride + i] = lanes[0] + total;
     }
   }
 }
 
-template <class A, int kBytes>
+// distance_tile for `count` <= kCount candidates.
+template <class A, int kBytes, int kCount>
+FASTIF_INLINE void distance_tiles(int64_t count, const A* const (&x)[4], const A* c, int64_t dim,
+                                  A* out) {
+  if (count == kCount) {
+    distance_tile<A, kBytes, kCount>(x, c, dim, out);
+  } else if constexpr (kCount > 1) {
+    distance_tiles<A, kBytes, kCount - 1>(count, x, c, dim, out);
+  }
+}
+
+// kCount: candidates whose sums, with four rows, fill the vector registers.
+template <class A, int kBytes, int kCount>
 FASTIF_INLINE void distances(const Rows<A>& rows) {
   const int64_t dim = rows.dim;
-  for (int64_t i = 0; i < rows.count;) {
-    const A* x = rows.x + i * dim;
-    const bool pair = i + 2 <= rows.count;
+  for (int64_t i = 0; i < rows.count; i += 4) {
+    // The last rows go through a block of four in which the last is repeated.
+    const int64_t last = rows.count - 1 - i;
+    const A* x[4];
+    for (int64_t r = 0; r < 4; ++r) x[r] = rows.x + (i + std::min(r, last)) * dim;
     for (int64_t j = 0; j < rows.candidates;) {
       const A* c = rows.candidate + j * dim;
-      A* out = rows.distance + j * rows.stride + i;
-      const bool three = j + 3 <= rows.candidates;
-      if (pair && three) {
-        distance_tile<A, kBytes, 2, 3>(x, c, dim, rows.stride, out);
-      } else if (pair) {
-        distance_tile<A, kBytes, 2, 1>(x, c, dim, rows.stride, out);
-      } else if (three) {
-        distance_tile<A, kBytes, 1, 3>(x, c, dim, rows.stride, out);
-      } else {
-        distance_tile<A, kBytes, 1, 1>(x, c, dim, rows.stride, out);
+      A block[kCount * 4];
+      const int64_t count = std::min<int64_t>(kCount, rows.candidates - j);
+      distance_tiles<A, kBytes, kCount>(count, x, c, dim, block);
+      for (const A* found = block; found < block + 4 * count; found += 4, ++j) {
+        std::copy(found, found + std::min<int64_t>(4, last + 1),
+                  rows.distance + j * rows.stride + i);
       }
-      j += three ? 3 : 1;
     }
-    i += pair ? 2 : 1;
   }
 }
 
 template <class A>
 FASTIF_TARGET_V4 void distances_v4(const Rows<A>& rows) {
-  distances<A, 64>(rows);
+  distances<A, 64, 4>(rows);
 }
 template <class A>
 FASTIF_TARGET_V3 void distances_v3(const Rows<A>& rows) {
-  distances<A, 32>(rows);
+  distances<A, 32, 2>(rows);
 }
 template <class A>
 void distances_base(const Rows<A>& rows) {
-  distances<A, 16>(rows);
+  distances<A, 16, 2>(rows);
 }
 
 // distance <- min(sqdist, distance); returns the weighted sum.
