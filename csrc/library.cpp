@@ -11,6 +11,9 @@ STABLE_TORCH_LIBRARY(fastif_ext, m) {
       "(Tensor sums, Tensor counts)");
   m.def("kmeans_nearest(Tensor x, Tensor centroids, int k) -> (Tensor index, Tensor sqdist)");
   m.def("kmeans_weighted(Tensor x, Tensor centroids, int k, int seed) -> Tensor index");
+  m.def(
+      "kmeans_candidates(Tensor x, Tensor candidates, Tensor sqdist, Tensor? weight=None) -> "
+      "(Tensor least, Tensor potential)");
 
   // sampling
   m.def(
@@ -28,7 +31,6 @@ STABLE_TORCH_LIBRARY(fastif_ext, m) {
       "merge_samples(Tensor rows_a, Tensor log_keys_a, Tensor log_threshold_a, Tensor rows_b, "
       "Tensor log_keys_b, Tensor log_threshold_b) "
       "-> (Tensor rows, Tensor log_keys, Tensor log_threshold)");
-
   // curvature products and LiSSA
   m.def("softmax_hvp(Tensor probs, Tensor z, Tensor? weight=None) -> Tensor");
   m.def("linear_softmax_hvp(Tensor x, Tensor probs, Tensor v, Tensor? weight=None) -> Tensor");

@@ -21,6 +21,18 @@ using f64x8 = double __attribute__((vector_size(64)));
 using i64x8 = int64_t __attribute__((vector_size(64)));
 using u16x16 = uint16_t __attribute__((vector_size(32)));
 
+// A vector of T of any size, for kernels that choose one for each instruction set (clones.h).
+template <class T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <class V, class T>
+FASTIF_INLINE V load_as(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
 // The vector type, and its number of lanes, in which elements of type T are computed on.
 template <class T>
 struct Simd {

@@ -14,11 +14,6 @@
 
 namespace fastif::assign {
 
-template <class T, int kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes)));
-};
-
 // Values of one panel's column: a cache line.
 template <class A>
 inline constexpr int kPanel = 64 / int(sizeof(A));
@@ -37,13 +32,6 @@ struct Level {
   static constexpr int kGroup = kGroup_;
   static constexpr int kRows = kVectors * kLanes;  // rows of a tile
 };
-
-template <class V, class T>
-FASTIF_INLINE V load_as(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof(V));
-  return v;
-}
 
 // What scoring leaves for each row.
 template <class A>

@@ -8,6 +8,7 @@
 #include "common/aligned.h"
 #include "common/clones.h"
 #include "kmeans/assign_tile.h"
+#include "kmeans/row_block.h"
 
 namespace fastif {
 namespace {
@@ -185,19 +186,11 @@ void assign_rows_base(const Rows<A>& rows, A* panels) {
   assign_rows<LevelBase<A>>(rows, panels);
 }
 
-template <class T>
-FASTIF_CLONES void widen(const T* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) store(to + i, load(from + i));
-  for (; i < count; ++i) to[i] = to_float(from[i]);
-}
-
 }  // namespace
 
 template <class T>
 void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool, SimdLevel level) {
   using A = accumulate_t<T>;
-  constexpr bool kWiden = !std::is_same_v<T, A>;
   const auto run = level == SimdLevel::kV4   ? assign_rows_v4<A>
                    : level == SimdLevel::kV3 ? assign_rows_v3<A>
                                              : assign_rows_base<A>;
@@ -212,18 +205,11 @@ void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool, SimdLevel 
   parallel_tasks(pool, ceil_div(task.rows, chunk), [&](int64_t index) {
     const int64_t begin = index * chunk, count = std::min(chunk, task.rows - begin);
     Scratch<A> panels(chunk * dim);
-    Scratch<A> wide(kWiden ? count * dim : 0);
-    const A* x;
-    if constexpr (kWiden) {
-      widen(task.x + begin * dim, count * dim, wide.get());
-      x = wide.get();
-    } else {
-      x = task.x + begin * dim;
-    }
+    const RowBlock<T> block(task.x + begin * dim, count * dim);
     const int64_t stop = std::min(task.rows, begin + 2 * chunk);
     const Prefetch upcoming{reinterpret_cast<const char*>(task.x + (begin + count) * dim),
                             reinterpret_cast<const char*>(task.x + stop * dim)};
-    run(Rows<A>{x, count, dim, task.clusters, task.centroids, &packed, bound, upcoming,
+    run(Rows<A>{block.values(), count, dim, task.clusters, task.centroids, &packed, bound, upcoming,
                 task.labels + begin, task.sqdist + begin},
         panels.get());
   });

@@ -12,7 +12,13 @@ from fastif_ext.ops.hvp import (
     lissa_update_,
     softmax_hvp,
 )
-from fastif_ext.ops.kmeans import kmeans_assign, kmeans_nearest, kmeans_update, kmeans_weighted
+from fastif_ext.ops.kmeans import (
+    kmeans_assign,
+    kmeans_candidates,
+    kmeans_nearest,
+    kmeans_update,
+    kmeans_weighted,
+)
 from fastif_ext.ops.sample import ClassSample, inclusion_probability, merge_samples
 from fastif_ext.ops.sampling import (
     bottom_k,
@@ -32,6 +38,7 @@ __all__ = [
     "hvp_accumulate_",
     "inclusion_probability",
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_nearest",
     "kmeans_update",
     "kmeans_weighted",

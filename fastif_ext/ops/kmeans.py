@@ -208,6 +208,54 @@ def kmeans_weighted(
     return index
 
 
+def kmeans_candidates(
+    x: Tensor, candidates: Tensor, sqdist: Tensor, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A step of greedy k-means++: what each candidate, as one more centroid, would achieve.
+
+    Args:
+        x: rows, [n, d], float32, float64, float16 or bfloat16.
+        candidates: [L, d], x's dtype, or float32 with a half x.
+        sqdist: squared distance of each row to its nearest centroid so far (inf if there is none),
+            [n], float32, or float64 for float64 x.
+        weight: a factor for each row in the potential, [n], sqdist's dtype.
+
+    Returns:
+        least, [L, n]: min(sqdist, squared distance to the candidate), and potential, float64 [L]:
+        its (weighted) sum over the rows. Threads change no bit.
+
+    Raises:
+        TypeError, ValueError: a shape or dtype that does not fit; the message names it.
+        RuntimeError: an input requires grad while grad mode is on.
+
+    Example:
+        >>> import torch
+        >>> from fastif_ext.ops import kmeans_candidates
+        >>> x = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> kmeans_candidates(x, x[1:], torch.tensor([0.0, 1.0, 25.0]))
+        (tensor([[ 0.,  0., 16.],
+                [ 0.,  1.,  0.]]), tensor([16.,  1.], dtype=torch.float64))
+    """
+    op = "kmeans_candidates"
+    check_tensor(op, "x", x, dims=(2,))
+    check_tensor(op, "candidates", candidates, dims=(2,), dtypes=(x.dtype, _sum_dtype(x)))
+    if x.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"{op}: x has shape {shape(x)}, candidates {shape(candidates)}; "
+            f"both must have the same number of columns"
+        )
+    for name, t in (("sqdist", sqdist), ("weight", weight)):
+        if t is None:
+            continue
+        check_tensor(op, name, t, dims=(1,), dtypes=(_sum_dtype(x),))
+        if t.shape[0] != x.shape[0]:
+            raise ValueError(f"{op}: {name} has length {t.shape[0]}, x has {x.shape[0]} rows")
+    check_same_device(op, x=x, candidates=candidates, sqdist=sqdist, weight=weight)
+    check_no_grad(op, x=x, candidates=candidates, sqdist=sqdist, weight=weight)
+    least, potential = torch.ops.fastif_ext.kmeans_candidates(x, candidates, sqdist, weight)
+    return least, potential
+
+
 @torch.library.register_fake("fastif_ext::kmeans_assign")
 def _(x: Tensor, centroids: Tensor, precision: str = "auto") -> tuple[Tensor, Tensor]:
     n = x.shape[0]
@@ -231,3 +279,12 @@ def _(x: Tensor, centroids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("fastif_ext::kmeans_weighted")
 def _(x: Tensor, centroids: Tensor, k: int, seed: int) -> Tensor:
     return x.new_empty((centroids.shape[0], k), dtype=torch.int64)
+
+
+@torch.library.register_fake("fastif_ext::kmeans_candidates")
+def _(
+    x: Tensor, candidates: Tensor, sqdist: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    L = candidates.shape[0]
+    least = x.new_empty((L, x.shape[0]), dtype=_sum_dtype(x))
+    return least, x.new_empty(L, dtype=torch.float64)

@@ -11,6 +11,7 @@ from fastif_ext.reference.hvp import (
 )
 from fastif_ext.reference.kmeans import (
     kmeans_assign,
+    kmeans_candidates,
     kmeans_nearest,
     kmeans_update,
     kmeans_weighted,
@@ -30,6 +31,7 @@ __all__ = [
     "curvature_sizes",
     "hvp_accumulate_",
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_nearest",
     "kmeans_update",
     "kmeans_weighted",

@@ -41,6 +41,16 @@ def kmeans_update(
     return sums.to(_sum_dtype(x)), counts
 
 
+def kmeans_candidates(
+    x: Tensor, candidates: Tensor, sqdist: Tensor, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Twin of fastif_ext.ops.kmeans_candidates, in float64."""
+    distance = (x.double()[None] - candidates.double()[:, None]).square().sum(2)
+    least = torch.where(distance < sqdist, distance, sqdist.double())
+    potential = (least if weight is None else least * weight).sum(1)
+    return least.to(sqdist.dtype), potential
+
+
 def _smallest(key: Tensor, labels: Tensor, n_clusters: int, k: int) -> Tensor:
     """The rows of the k smallest keys of each cluster, ties to the lower row, padded with -1."""
     index = torch.full((n_clusters, k), -1, dtype=torch.int64, device=key.device)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastif_ext as fi
-from fastif_ext import reference
+from fastif_ext import ops, reference
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = [  # n, d, K: below, at and above the sizes of panels, tiles and tasks
@@ -311,6 +311,46 @@ class TestWeighted:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+class TestCandidates:
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(("n", "d", "L"), [*SHAPES, (300, 40, 0), (6, 0, 2)])
+    def test_equals_twin(self, n: int, d: int, L: int, dtype: torch.dtype, weighted: bool) -> None:
+        x, candidates = case(n, d, L, dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        sqdist = torch.rand(n).to(wide) * 4 * d
+        sqdist[::7] = INF
+        weight = torch.rand(n).to(wide) if weighted else None
+        least, potential = ops.kmeans_candidates(x, candidates, sqdist, weight=weight)
+        want, want_potential = reference.kmeans_candidates(x, candidates, sqdist, weight=weight)
+        close(least, want)
+        torch.testing.assert_close(potential, want_potential, rtol=3e-6, atol=0)
+
+    def test_nan_changes_nothing(self) -> None:
+        x = torch.tensor([[NAN], [0.0]])
+        least, _ = ops.kmeans_candidates(x, torch.ones(1, 1), torch.tensor([3.0, 3.0]))
+        assert least.tolist() == [[3.0, 1.0]]
+
+    def test_threads_change_no_bit(self, threads: None) -> None:
+        x, candidates = case(3001, 37, 6)
+        results = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(ops.kmeans_candidates(x, candidates, torch.full((3001,), 80.0)))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    def test_bad_input(self) -> None:
+        x, c, s = torch.zeros(4, 3), torch.zeros(2, 3), torch.zeros(4)
+        with pytest.raises(ValueError, match=r"x has shape \[4, 3\], candidates \[2, 2\]"):
+            ops.kmeans_candidates(x, c[:, :2], s)
+        with pytest.raises(ValueError, match="sqdist has length 3, x has 4 rows"):
+            ops.kmeans_candidates(x, c, s[:3])
+        with pytest.raises(TypeError, match=r"weight has dtype torch\.float64"):
+            ops.kmeans_candidates(x, c, s, weight=s.double())
+        with pytest.raises(RuntimeError, match="sqdist must be"):
+            torch.ops.fastif_ext.kmeans_candidates(x, c, s[:3])
+
+
 class TestAllOperators:
     def test_bad_input(self) -> None:
         x, c = torch.zeros(4, 3), torch.zeros(2, 3)
@@ -352,32 +392,34 @@ class TestAllOperators:
             fi.kmeans_update(x, labels, -1)
 
     def test_direct_calls_are_checked(self) -> None:
-        ops, x, c = torch.ops.fastif_ext, torch.zeros(4, 3), torch.zeros(2, 3)
+        native, x, c = torch.ops.fastif_ext, torch.zeros(4, 3), torch.zeros(2, 3)
         with pytest.raises(RuntimeError, match="precision must be"):
-            ops.kmeans_assign(x, c, "half")
+            native.kmeans_assign(x, c, "half")
         for bad in (c[:, :2], c[0], c[:0], c.double()):
             with pytest.raises(RuntimeError, match="centroids"):
-                ops.kmeans_assign(x, bad)
+                native.kmeans_assign(x, bad)
         with pytest.raises(RuntimeError, match="labels"):
-            ops.kmeans_update(x, torch.zeros(3, dtype=torch.int64), 2)
+            native.kmeans_update(x, torch.zeros(3, dtype=torch.int64), 2)
         with pytest.raises(RuntimeError, match="weight"):
-            ops.kmeans_update(x, torch.zeros(4, dtype=torch.int64), 2, torch.ones(4).double())
+            native.kmeans_update(x, torch.zeros(4, dtype=torch.int64), 2, torch.ones(4).double())
         with pytest.raises(RuntimeError, match="k must not be negative"):
-            ops.kmeans_nearest(x, c, -1)
+            native.kmeans_nearest(x, c, -1)
         with pytest.raises(RuntimeError, match="k must not be negative"):
-            ops.kmeans_weighted(x, c, -1, 0)
+            native.kmeans_weighted(x, c, -1, 0)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_opcheck(self, dtype: torch.dtype) -> None:
-        ops = torch.ops.fastif_ext
+        native = torch.ops.fastif_ext
         x, c = case(20, 6, 3, dtype)
         labels, sqdist = fi.kmeans_assign(x, c)
-        torch.library.opcheck(ops.kmeans_assign, (x, c))
-        torch.library.opcheck(ops.kmeans_assign, (x, c, "fp32"))
-        torch.library.opcheck(ops.kmeans_update, (x, labels, 3))
-        torch.library.opcheck(ops.kmeans_update, (x, labels, 3, sqdist))
-        torch.library.opcheck(ops.kmeans_nearest, (x, c, 4))
-        torch.library.opcheck(ops.kmeans_weighted, (x, c, 4, 1))
+        torch.library.opcheck(native.kmeans_assign, (x, c))
+        torch.library.opcheck(native.kmeans_assign, (x, c, "fp32"))
+        torch.library.opcheck(native.kmeans_update, (x, labels, 3))
+        torch.library.opcheck(native.kmeans_update, (x, labels, 3, sqdist))
+        torch.library.opcheck(native.kmeans_nearest, (x, c, 4))
+        torch.library.opcheck(native.kmeans_weighted, (x, c, 4, 1))
+        torch.library.opcheck(native.kmeans_candidates, (x, c, sqdist, sqdist))
+        torch.library.opcheck(native.kmeans_candidates, (x, c, sqdist))
 
     def test_compile(self) -> None:
         x, c = case(200, 6, 3)
@@ -387,7 +429,8 @@ class TestAllOperators:
             sums, counts = fi.kmeans_update(x, labels, c.shape[0], weight=weight)
             nearest = fi.kmeans_nearest(x, c, 4)
             drawn = fi.kmeans_weighted(x, c, 4, seed=2)
-            return labels, sqdist, sums, counts, *nearest, drawn
+            tried = ops.kmeans_candidates(x, c, sqdist, weight=weight)
+            return *tried, labels, sqdist, sums, counts, *nearest, drawn
 
         want = step(x, c, x[:, 0])
         got = torch.compile(step, fullgraph=True)(x, c, x[:, 0])
