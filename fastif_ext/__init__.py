@@ -6,12 +6,13 @@ Choose a representative subset of the training data (samplers), take the curvatu
 
 from fastif_ext import reference
 from fastif_ext.build import build_info
-from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.curvature import Hessian
 from fastif_ext.extract import Extracted, extract
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.kmeans import KMeans
 from fastif_ext.lissa import lissa
 from fastif_ext.metrics import ClassMetrics, class_metrics, f1_score
+from fastif_ext.objective import mean_gradient
 from fastif_ext.ops import (
     ClassSample,
     LissaStep,

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.curvature import Hessian
 from fastif_ext.data import take
 from fastif_ext.extract import Extracted
 from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics
+from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import apply_update
 from fastif_ext.removal import remove_class, shortest_step
 from fastif_ext.samplers import (
@@ -33,7 +34,8 @@ from fastif_ext.samplers import (
     StratifiedSampler,
     SubsetSampler,
 )
-from fastif_ext.solvers import SolverDivergence, cg, spectrum
+from fastif_ext.solvers import cg
+from fastif_ext.spectrum import SolverDivergence, spectrum
 
 SAMPLERS = (
     "random",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.curvature import Hessian
 from fastif_ext.data import Data, count, take
 from fastif_ext.lissa import lissa
+from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params
 from fastif_ext.samplers import SubsetSampler
 from fastif_ext.solvers import SolveResult, cg, exact

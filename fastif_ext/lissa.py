@@ -10,16 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastif_ext import ops
-from fastif_ext.solvers import (
+from fastif_ext.solvers import SolveResult, check_tolerance, finish, right_hand_sides
+from fastif_ext.spectrum import (
     SolverDivergence,
-    SolveResult,
     Spectrum,
     apply,
     check_definite,
-    check_tolerance,
-    finish,
     resolve_damping,
-    right_hand_sides,
     spectrum,
 )
 

@@ -247,12 +247,12 @@ class TestFeature:
 
 
 class TestFromLoader:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def model(self) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, Y))
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def data(self, features: Tensor, labels: Tensor) -> TensorDataset:
         return TensorDataset(features, labels)
 
