@@ -46,7 +46,8 @@ from fastif_ext.samplers import (
     SubsetSampler,
     WeightedRandomSampler,
 )
-from fastif_ext.solvers import SolverDivergence, SolveResult, cg, exact
+from fastif_ext.solvers import SolveResult, cg, exact
+from fastif_ext.spectrum import SolverDivergence
 
 __version__ = str(build_info()["version"])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastif_ext as fi
-from fastif_ext.solvers import automatic_damping, spectrum
+from fastif_ext.spectrum import automatic_damping, spectrum
 
 DOUBLE = torch.float64
 Solver = Callable[..., fi.SolveResult]
