@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch  # noqa: F401  loads the libraries that the native module is linked to
+
 try:
     import fastif_ext._C as _C
 except ImportError as error:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fastif_ext.curvature import Hessian, mean_gradient
+from fastif_ext.curvature import Hessian
 from fastif_ext.data import Data, count, take
 from fastif_ext.lissa import lissa
+from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params
-from fastif_ext.samplers import SubsetSampler
 from fastif_ext.solvers import SolveResult, cg, exact
+
+if TYPE_CHECKING:
+    from fastif_ext.samplers import SubsetSampler
 
 VARIANTS = ("if",)
 SOLVERS: dict[str, Callable[..., SolveResult]] = {"lissa": lissa, "cg": cg, "exact": exact}
