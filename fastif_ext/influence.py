@@ -100,9 +100,10 @@ def influence(
     if isinstance(train, DataLoader):
         raise TypeError("influence: train must be (inputs, targets) or a Dataset: rows are chosen")
     n = count(train)
-    if isinstance(removed, Tensor):
-        removed = take(train, _check_rows("removed", removed, n))
-    gradient = mean_gradient(model, loss_fn, removed, params=params, chunk_size=chunk_size)
+    points: Data = (
+        take(train, _check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
+    )
+    gradient = mean_gradient(model, loss_fn, points, params=params, chunk_size=chunk_size)
     subset, weights = train, None
     if sampler is not None:
         subset = take(train, _check_rows("sampler.indices", sampler.indices, n))
@@ -112,7 +113,7 @@ def influence(
     if solver != "exact":
         options["progress"] = progress
         if max_iter is not None or solver == "lissa":
-            options["max_iter"] = max_iter or 5000
+            options["max_iter"] = 5000 if max_iter is None else max_iter
     result = SOLVERS[solver](H, gradient, **options)
     return InfluenceResult(
         delta=H.selection.embed(result.x),

@@ -67,8 +67,8 @@ def lissa(
         SolveResult; its residual is the true one, from a product of its own.
 
     Raises:
-        SolverDivergence: negative curvature that the damping does not lift, or a residual that grows
-            even at four times the scale; the message names the remedy.
+        SolverDivergence: negative curvature that the damping does not lift, or a residual that
+            grows even at four times the scale; the message names the remedy.
         ValueError: arguments that do not fit.
 
     Example:

@@ -290,14 +290,16 @@ def _shortest_below(
         history.append(StepRecord(step, accuracy, None))
         return accuracy < target and bool(logits.isfinite().all())
 
+    if below(0.0):  # the class is forgotten already
+        return 0.0, history, True
     low, high = 0.0, first
     while not below(high):
         low, high = high, 2 * high
         if len(history) > 20:
             best = min(history, key=lambda record: record.self_accuracy)
             warnings.warn(
-                f"remove_class: self-accuracy on the training rows stayed at {best.self_accuracy:.3f} "
-                f"or above for steps up to {high:.3g}, target {target}; the direction may be poor: "
+                f"remove_class: self-accuracy on the training rows stayed at "
+                f"{best.self_accuracy:.3f} or above for steps up to {high:.3g}, target {target}; the direction may be poor: "
                 f"try more samples, larger damping or a smaller tol",
                 stacklevel=3,
             )
