@@ -1,6 +1,6 @@
 """Turn pytest-benchmark's JSON into a table of medians and ratios, and a compact JSON to keep.
 
-    python bench/report.py build/bench/cpu.json bench/results/cpu.json
+python bench/report.py build/bench/cpu.json bench/results/cpu.json
 """
 
 from __future__ import annotations

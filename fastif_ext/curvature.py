@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fastif_ext.data import Data, batch_rows, evaluating, tensors_of
-from fastif_ext.objective import Loss, WeightedLoss
+from fastif_ext.data import BATCH, Data, batch_rows, cut
+from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss
 from fastif_ext.parameters import Params
 
 
@@ -65,35 +65,32 @@ class Hessian:
         self.dim, self.rows = self.selection.dim, self._loss.rows
         self.dtype, self.device = self._loss.dtype, self._loss.device
         self._leaves = list(self._loss.leaves.values())
-        self._check_reproducible()
         per_row = self._graph_bytes_per_row()
         self.graph_bytes = int(per_row * self.rows)
         self.cached = self.graph_bytes <= graph_memory
         fitting = max(1, int(graph_memory / max(per_row, 1)))
         self._chunk = min(chunk_size or fitting, fitting)
+        # a product of R right-hand sides takes about R times the memory of the chunk's graph
+        widest = min(self._chunk, BATCH, self.rows) * max(per_row, 1)
+        self._together = max(1, int(graph_memory / widest))
         self._graphs: list[list[Tensor]] | None = None
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """H v for v of shape [p] or [R, p]."""
-        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[-1] != self.dim:
-            got = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
-            raise ValueError(f"H @ v: v must have shape [{self.dim}] or [R, {self.dim}], got {got}")
-        if v.dtype != self.dtype or v.device != self.device:
-            raise ValueError(
-                f"H @ v: v is {v.dtype} on {v.device}, the parameters are {self.dtype} on "
-                f"{self.device}; use v.to(H.device, H.dtype)"
-            )
-        batch = v if v.dim() == 2 else v[None]
-        product = self.selection.join(self._tensors(batch))
-        return product if v.dim() == 2 else product[0]
+        self._check(v)
+        if v.numel() == 0:
+            return torch.zeros_like(v)
+        return self._product(v) if v.dim() == 2 else self._product(v[None])[0]
 
     def products(self, v: Tensor) -> list[Tensor]:
         """H v for v [R, p], as autograd returns it: tensors [R, *shape] adding up to p columns.
 
         What lissa_update_ reads without a flattening copy.
         """
-        tensors = self._tensors(v)
-        return tensors if self.selection.mask is None else [self.selection.join(tensors)]
+        self._check(v)
+        if self.selection.mask is not None or v.shape[0] > self._together:
+            return [self._product(v)]
+        return self._tensors(v)
 
     def unflatten(self, v: Tensor) -> dict[str, Tensor]:
         """[p] or [R, p] to a tensor per parameter, zero where a mask leaves entries out."""
@@ -104,12 +101,28 @@ class Hessian:
             name: part if v.dim() == 2 else part[0] for name, part in zip(names, parts, strict=True)
         }
 
+    def _check(self, v: Tensor) -> None:
+        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[-1] != self.dim:
+            got = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(f"H @ v: v must have shape [{self.dim}] or [R, {self.dim}], got {got}")
+        if v.dtype != self.dtype or v.device != self.device:
+            raise ValueError(
+                f"H @ v: v is {v.dtype} on {v.device}, the parameters are {self.dtype} on "
+                f"{self.device}; use v.to(H.device, H.dtype)"
+            )
+
+    def _product(self, v: Tensor) -> Tensor:
+        """H v for v [R, p], in groups of rows that fit into memory."""
+        parts = [self.selection.join(self._tensors(part)) for part in v.split(self._together)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _tensors(self, v: Tensor) -> list[Tensor]:
         directions = self.selection.split(v.detach())
         total: list[Tensor] | None = None
         for gradient in self._gradients():
             part = self._differentiate(gradient, directions)
             total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        self._loss.require_connection()
         assert total is not None
         return total
 
@@ -147,30 +160,29 @@ class Hessian:
         ]
 
     def _graph_bytes_per_row(self) -> float:
-        """Bytes that the gradient's graph keeps per row, seen on the first rows."""
+        """Bytes that the gradient's graph keeps per row: its growth over the first rows."""
+        inputs, targets, weights = next(self._loss.chunks(PROBE))
+        n, half = batch_rows(inputs), batch_rows(inputs) // 2
+        size = self._graph_bytes((inputs, targets, weights))
+        if half == 0:
+            return size
+        first = None if weights is None else weights[:half]
+        smaller = self._graph_bytes((cut(inputs, slice(half)), targets[:half], first))
+        return max(0, size - smaller) / (n - half)
+
+    def _graph_bytes(self, chunk: Chunk) -> int:
+        """Bytes that a chunk's graph keeps beyond parameters and data."""
+        own = {t.untyped_storage().data_ptr() for t in self._loss.held()}
         seen: dict[int, int] = {}
-        own = {t.untyped_storage().data_ptr() for t in self._leaves}
 
         def pack(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
             if storage.data_ptr() not in own:
                 seen[storage.data_ptr()] = storage.nbytes()
-            return t
+            return t.detach()  # a reference to t itself would keep the graph alive for ever
 
-        inputs, targets, weights = next(self._loss.chunks(64))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             # held until the count is done, so that no address is used twice
-            gradient = self._loss.gradient((inputs, targets, weights), graph=True)
-        fixed = sum(t.numel() * t.element_size() for t in gradient)
-        return max(0, sum(seen.values()) - fixed) / batch_rows(inputs)
-
-    def _check_reproducible(self) -> None:
-        inputs = next(self._loss.chunks(64))[0]
-        with evaluating(self._loss.model), torch.no_grad():
-            first, second = self._loss.outputs(inputs), self._loss.outputs(inputs)
-        pairs = zip(tensors_of(first), tensors_of(second), strict=True)
-        if not all(torch.allclose(a, b, equal_nan=True) for a, b in pairs):
-            raise ValueError(
-                "model gives different outputs for the same inputs in eval mode; make it "
-                "reproducible (no dropout outside nn.Dropout, no random augmentation inside it)"
-            )
+            gradient = self._loss.gradient(chunk, graph=True)
+        del gradient
+        return sum(seen.values())

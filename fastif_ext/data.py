@@ -46,8 +46,26 @@ def tree_map(f: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: tree_map(f, v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(tree_map(f, v) for v in value)
+        parts = [tree_map(f, v) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a nested value, in order."""
+    found: list[Tensor] = []
+
+    def note(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    tree_map(note, value)
+    return found
+
+
+def cut(value: Any, rows: slice | Tensor) -> Any:
+    """The rows of a tensor, or of every tensor of a dict or sequence."""
+    return tree_map(lambda t: t[rows], value)
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
@@ -55,32 +73,18 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
     return tree_map(lambda t: t.to(device, non_blocking=True), inputs)
 
 
-def rows_of(inputs: Any, rows: slice | Tensor) -> Any:
-    """Some rows of a tensor, or of every tensor of a dict or sequence."""
-    return tree_map(lambda t: t[rows], inputs)
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of a tensor, dict or sequence, in order."""
-    found: list[Tensor] = []
-
-    def keep(t: Tensor) -> Tensor:
-        found.append(t)
-        return t
-
-    tree_map(keep, value)
-    return found
-
-
 def batch_rows(inputs: Any) -> int:
     """Number of examples in a batch of inputs."""
-    return len(tensors_of(inputs)[0])
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return batch_rows(next(iter(values)))
 
 
 def loader(data: Dataset[Any], batch_size: int = BATCH) -> DataLoader[Any]:
     """Batches of a dataset in its order; a TensorDataset is sliced, not collated row by row."""
     generator = torch.Generator()  # a DataLoader draws a seed: not from torch's global generator
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a subclass may have a __getitem__ of its own
         slices = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
         return DataLoader(data, batch_size=None, sampler=slices, generator=generator)
     return DataLoader(data, batch_size=batch_size, generator=generator)
@@ -100,7 +104,7 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
             )
         for i in range(0, len(targets), batch_size):
             part = slice(i, i + batch_size)
-            yield rows_of(inputs, part), targets[part]
+            yield cut(inputs, part), targets[part]
     elif isinstance(data, Dataset):
         yield from map(split_batch, loader(data, batch_size))
     else:
@@ -111,16 +115,22 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
 
 def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
     """The rows of tensors or of a map-style dataset, in that order, repeats included."""
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:
         return TensorDataset(*(t[rows] for t in data.tensors))
     if isinstance(data, tuple):
-        return rows_of(data[0], rows), data[1][rows]
+        return cut(data[0], rows), data[1][rows]
     return Subset(data, rows.tolist())
 
 
 def count(data: tuple[Any, Tensor] | Dataset[Any]) -> int:
     """Number of rows of tensors or of a map-style dataset."""
-    return len(data[1]) if isinstance(data, tuple) else len(data)  # type: ignore[arg-type]
+    if isinstance(data, tuple):
+        return len(data[1])
+    if not hasattr(data, "__len__"):
+        raise TypeError(
+            f"a {type(data).__name__} has no length; pass (inputs, targets) or a map-style Dataset"
+        )
+    return len(data)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from fastif_ext.data import Data, count, take
 from fastif_ext.lissa import lissa
 from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params
-from fastif_ext.samplers import SubsetSampler
 from fastif_ext.solvers import SolveResult, cg, exact
+
+if TYPE_CHECKING:
+    from fastif_ext.samplers import SubsetSampler
 
 VARIANTS = ("if",)
 SOLVERS: dict[str, Callable[..., SolveResult]] = {"lissa": lissa, "cg": cg, "exact": exact}
@@ -98,11 +100,9 @@ def influence(
     if isinstance(train, DataLoader):
         raise TypeError("influence: train must be (inputs, targets) or a Dataset: rows are chosen")
     n = count(train)
-    points: Data
-    if isinstance(removed, Tensor):
-        points = take(train, _check_rows("removed", removed, n))
-    else:
-        points = removed
+    points: Data = (
+        take(train, _check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
+    )
     gradient = mean_gradient(model, loss_fn, points, params=params, chunk_size=chunk_size)
     subset, weights = train, None
     if sampler is not None:
@@ -113,7 +113,7 @@ def influence(
     if solver != "exact":
         options["progress"] = progress
         if max_iter is not None or solver == "lissa":
-            options["max_iter"] = max_iter or 5000
+            options["max_iter"] = 5000 if max_iter is None else max_iter
     result = SOLVERS[solver](H, gradient, **options)
     return InfluenceResult(
         delta=H.selection.embed(result.x),

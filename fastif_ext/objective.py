@@ -1,8 +1,8 @@
-"""The weighted loss of a model on a data set, as a function of some of its parameters."""
+"""The weighted loss of a model over a data set, as a function of chosen parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,21 +14,25 @@ from fastif_ext.data import (
     Data,
     batch_rows,
     batches,
+    cut,
     evaluating,
-    rows_of,
+    tensors_of,
     to_device,
     tree_map,
 )
 from fastif_ext.parameters import Params, Selection
 
 Loss = Callable[[Any, Tensor], Tensor]
+Chunk = tuple[Any, Tensor, Tensor | None]
+PROBE = 64  # rows on which the model and the loss are tried before the real work
 
 
 class WeightedLoss:
     """``sum_i w_i loss(z_i)`` over a data set, chunk by chunk, as a function of some parameters.
 
-    What Hessian and mean_gradient share. The model is called functionally, in eval mode, on
-    detached copies of its parameters: nothing of it is changed.
+    What Hessian and mean_gradient share. The model is called functionally, in eval mode, on copies
+    of its parameters and buffers: nothing of it is changed, and later changes of it change nothing
+    here.
     """
 
     def __init__(
@@ -50,7 +54,18 @@ class WeightedLoss:
         }
         first = next(iter(self.leaves.values()))
         self.device, self.dtype = first.device, first.dtype
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from torch's generator
+        for name, p in self.leaves.items():
+            if p.dtype != self.dtype or p.device != self.device:
+                raise ValueError(
+                    f"the selected parameters must share dtype and device; {name} is {p.dtype} on "
+                    f"{p.device}, others are {self.dtype} on {self.device}"
+                )
+        self._others = {
+            name: t.detach().clone()
+            for name, t in [*model.named_parameters(), *model.named_buffers()]
+            if name not in self.leaves
+        }
+        with torch.random.fork_rng(devices=[]):  # every DataLoader draws a seed
             self._batches = [
                 (to_device(inputs, self.device), targets.to(self.device))
                 for inputs, targets in map(_require_targets, batches(data, chunk_size or BATCH))
@@ -58,23 +73,11 @@ class WeightedLoss:
         self.rows = sum(batch_rows(inputs) for inputs, _ in self._batches)
         if self.rows == 0:
             raise ValueError("data has no rows")
-        if weights is not None:
-            if weights.shape != (self.rows,):
-                raise ValueError(
-                    f"weights must have one entry for each of the {self.rows} rows of data, got "
-                    f"shape {list(weights.shape)}"
-                )
-            if not weights.isfinite().all():
-                raise ValueError("weights must be finite")
-            weights = weights.detach().to(self.device, self.dtype)
-        self.weights = weights
-        self._others = {
-            name: t.detach()
-            for name, t in [*model.named_parameters(), *model.named_buffers()]
-            if name not in self.leaves
-        }
+        self.weights = None if weights is None else self._check_weights(weights)
+        self._connected = False  # whether any loss so far depended on the leaves
+        self._try_loss()
 
-    def chunks(self, size: int | None = None) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
+    def chunks(self, size: int | None = None) -> Iterator[Chunk]:
         """(inputs, targets, weights) in order, batches cut to at most `size` rows."""
         row = 0
         for inputs, targets in self._batches:
@@ -86,16 +89,17 @@ class WeightedLoss:
                     if self.weights is None
                     else self.weights[row + part.start : row + part.stop]
                 )
-                yield rows_of(inputs, part), targets[part], w
+                yield cut(inputs, part), targets[part], w
             row += n
 
     def outputs(self, inputs: Any) -> Any:
         """The model's outputs as a function of the leaves."""
+        named = isinstance(inputs, Mapping)
         return functional_call(
             self.model,
             {**self._others, **self.leaves},
-            args=() if isinstance(inputs, dict) else (inputs,),
-            kwargs=inputs if isinstance(inputs, dict) else None,
+            args=() if named else (inputs,),
+            kwargs=dict(inputs) if named else None,
         )
 
     def loss(self, inputs: Any, targets: Tensor, weights: Tensor | None) -> Tensor:
@@ -105,19 +109,85 @@ class WeightedLoss:
             return self.loss_fn(outputs, targets) * (batch_rows(inputs) / self.rows)
         return (per_example(self.loss_fn, outputs, targets) * weights).sum()
 
-    def gradient(self, chunk: tuple[Any, Tensor, Tensor | None], *, graph: bool) -> list[Tensor]:
+    def gradient(self, chunk: Chunk, *, graph: bool) -> list[Tensor]:
         """Gradient of a chunk's loss, one tensor per leaf; differentiable again with `graph`."""
+        leaves = list(self.leaves.values())
         with evaluating(self.model), torch.enable_grad():
             value = self.loss(*chunk)
-            if value.dim() != 0:
-                raise ValueError(
-                    f"loss_fn must return the mean loss, a scalar; got shape {list(value.shape)}. "
-                    f"Use reduction='mean'"
-                )
+            if not value.requires_grad:
+                return [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
+            self._connected = True
             return list(
-                torch.autograd.grad(
-                    value, list(self.leaves.values()), create_graph=graph, materialize_grads=True
+                torch.autograd.grad(value, leaves, create_graph=graph, materialize_grads=True)
+            )
+
+    def held(self) -> Iterator[Tensor]:
+        """The tensors that the object keeps: parameters, buffers, data, weights."""
+        yield from self.leaves.values()
+        yield from self._others.values()
+        for batch in self._batches:
+            yield from tensors_of(batch)
+        if self.weights is not None:
+            yield self.weights
+
+    def require_connection(self) -> None:
+        """After a pass over all chunks: some loss must have depended on the selected parameters."""
+        if not self._connected:
+            raise ValueError(
+                f"the loss does not depend on the selected parameters "
+                f"({', '.join(self.leaves)}); is the model or loss_fn under no_grad or detached?"
+            )
+
+    def _check_weights(self, weights: Tensor) -> Tensor:
+        if not isinstance(weights, Tensor) or weights.shape != (self.rows,):
+            got = (
+                f"shape {list(weights.shape)}"
+                if isinstance(weights, Tensor)
+                else type(weights).__name__
+            )
+            raise ValueError(
+                f"weights must be a tensor with one entry for each of the {self.rows} rows of "
+                f"data, got {got}"
+            )
+        if not weights.isfinite().all():
+            raise ValueError("weights must be finite, got NaN or infinite values")
+        return weights.detach().to(self.device, self.dtype)
+
+    def _try_loss(self) -> None:
+        """Try the first rows: the outputs must come out the same twice, the loss must be a mean."""
+        inputs, targets, _ = next(self.chunks(PROBE))
+        with evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs, again = self.outputs(inputs), self.outputs(inputs)
+            if not all(
+                torch.allclose(a, b, equal_nan=True)
+                for a, b in zip(tensors_of(outputs), tensors_of(again), strict=True)
+            ):
+                raise ValueError(
+                    "model gives different outputs for the same inputs in eval mode; make it "
+                    "reproducible (no dropout outside nn.Dropout, no random augmentation inside it)"
                 )
+            whole = self.loss_fn(outputs, targets)
+            if not isinstance(whole, Tensor) or whole.dim() != 0:
+                got = f"shape {list(whole.shape)}" if isinstance(whole, Tensor) else type(whole)
+                raise ValueError(
+                    f"loss_fn must return the mean loss, a scalar tensor; got {got}. Use "
+                    f"reduction='mean'"
+                )
+            n = batch_rows(inputs)
+            k = n // 2
+            if k == 0:
+                return
+            parts = (
+                self.loss_fn(cut(outputs, slice(0, k)), targets[:k]) * (k / n),
+                self.loss_fn(cut(outputs, slice(k, n)), targets[k:]) * ((n - k) / n),
+            )
+        size = float(parts[0].abs() + parts[1].abs())
+        tolerance = max(1e-4, torch.finfo(self.dtype).eps ** 0.5)
+        if abs(float(whole - parts[0] - parts[1])) > tolerance * size:
+            raise ValueError(
+                f"loss_fn must be a mean over examples: on the first {n} rows it gives "
+                f"{float(whole):.6g}, and by halves {float(parts[0] + parts[1]):.6g}. Use "
+                f"reduction='mean'; for a class-weighted loss, average reduction='none' yourself"
             )
 
 
@@ -142,15 +212,18 @@ def mean_gradient(
     """Gradient of the mean loss over a data set (or of ``sum_i w_i loss(z_i)``).
 
     Args:
-        model: any network; left as it was.
+        model: as for Hessian, and so are all that follow.
         loss_fn: loss_fn(outputs, targets) -> mean loss.
         data: (inputs, targets), a Dataset or a DataLoader.
         weights: one per row, the w_i; by default 1/n each.
-        params: the parameters to differentiate by; see Hessian.
-        chunk_size: rows per chunk.
+        params: the selected parameters.
+        chunk_size: rows per backward pass.
 
     Returns:
         [p], the selected parameters in named_parameters() order.
+
+    Raises:
+        ValueError: as Hessian does.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -162,11 +235,11 @@ def mean_gradient(
     total = WeightedLoss(
         model, loss_fn, data, weights=weights, params=params, chunk_size=chunk_size
     )
-    gradient = None
-    for chunk in total.chunks():
-        part = total.selection.join([g[None] for g in total.gradient(chunk, graph=False)])[0]
-        gradient = part if gradient is None else gradient + part
-    assert gradient is not None
+    gradient = torch.zeros(total.selection.dim, dtype=total.dtype, device=total.device)
+    for chunk in total.chunks(chunk_size):
+        parts = total.gradient(chunk, graph=False)
+        gradient += total.selection.join([g[None] for g in parts])[0]
+    total.require_connection()
     return gradient
 
 

@@ -43,7 +43,7 @@ class Selection:
             whole = {k: True for k, p in trainable.items() if id(p) in own}
         else:
             whole = self._from_patterns(trainable, params)
-        if not whole:
+        if not sum(trainable[k].numel() for k in whole):
             raise ValueError("params selects no trainable parameter of the model")
         self.touched = {k: trainable[k] for k in whole}
         if any(isinstance(w, Tensor) for w in whole.values()):
@@ -61,7 +61,7 @@ class Selection:
         for name, p in trainable.items():
             choice = whole.get(name, False)
             end = start + p.numel()
-            self._place[start:end] = choice.cpu() if isinstance(choice, Tensor) else choice
+            self._place[start:end] = choice
             start = end
 
     @staticmethod
@@ -70,6 +70,7 @@ class Selection:
     ) -> dict[str, bool | Tensor]:
         if isinstance(patterns, str):
             raise TypeError(f"params must be a list of names or patterns, got the str {patterns!r}")
+        patterns = list(patterns)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in trainable):
                 raise ValueError(
@@ -85,7 +86,7 @@ class Selection:
                 f"parameters; got {mask.dtype} of shape {list(mask.shape)}"
             )
         whole: dict[str, bool | Tensor] = {}
-        parts = mask.split([p.numel() for p in trainable.values()])
+        parts = mask.cpu().split([p.numel() for p in trainable.values()])
         for (name, _), part in zip(trainable.items(), parts, strict=True):
             if part.all():
                 whole[name] = True
