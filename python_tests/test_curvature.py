@@ -327,7 +327,9 @@ def test_bad_input() -> None:
         fi.Hessian(model, loss, TensorDataset(x))
     with pytest.raises(TypeError, match="a Dataset or a DataLoader, got list"):
         fi.Hessian(model, loss, [x, y])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"must return the mean loss, a scalar tensor; got shape \[23\]"):
+    with pytest.raises(
+        ValueError, match=r"must return the mean loss, a scalar tensor; got shape \[23\]"
+    ):
         fi.Hessian(model, nn.CrossEntropyLoss(reduction="none"), (x, y))
     with pytest.raises(ValueError, match="different outputs for the same inputs"):
         fi.Hessian(RandomOutput().double(), loss, (x, y))
