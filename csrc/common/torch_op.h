@@ -9,6 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <exception>
+#include <mutex>
 
 #include "common/numeric_types.h"
 #include "common/parallel.h"
@@ -20,11 +22,20 @@ using torch::stable::Tensor;
 
 // torch's intra-op threads. Two tasks at least, so that a body always runs inside a parallel region
 // and a GEMM it calls stays on one thread: its result is then the same for any number of threads.
+// An exception of a task is carried to the caller: torch's C interface would lose its message.
 inline Pool torch_pool() {
   return Pool{[](int64_t tasks, void (*task)(void*, int64_t), void* context) {
+    std::exception_ptr failure;
+    std::mutex mutex;
     torch::stable::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < std::min(end, tasks); ++i) task(context, i);
+      try {
+        for (int64_t i = begin; i < std::min(end, tasks); ++i) task(context, i);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+      }
     });
+    if (failure) std::rethrow_exception(failure);
   }};
 }
 
