@@ -78,8 +78,6 @@ class Hessian:
     def __matmul__(self, v: Tensor) -> Tensor:
         """H v for v of shape [p] or [R, p]."""
         self._check(v)
-        if v.numel() == 0:
-            return torch.zeros_like(v)
         return self._product(v) if v.dim() == 2 else self._product(v[None])[0]
 
     def products(self, v: Tensor) -> list[Tensor]:
@@ -88,7 +86,7 @@ class Hessian:
         What lissa_update_ reads without a flattening copy.
         """
         self._check(v)
-        if self.selection.mask is not None or v.shape[0] > self._together:
+        if self.selection.mask is not None or not 0 < v.shape[0] <= self._together:
             return [self._product(v)]
         return self._tensors(v)
 
@@ -113,6 +111,8 @@ class Hessian:
 
     def _product(self, v: Tensor) -> Tensor:
         """H v for v [R, p], in groups of rows that fit into memory."""
+        if v.shape[0] == 0:
+            return torch.zeros_like(v)
         parts = [self.selection.join(self._tensors(part)) for part in v.split(self._together)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -299,8 +299,8 @@ def _shortest_below(
             best = min(history, key=lambda record: record.self_accuracy)
             warnings.warn(
                 f"remove_class: self-accuracy on the training rows stayed at "
-                f"{best.self_accuracy:.3f} or above for steps up to {high:.3g}, target {target}; the direction may be poor: "
-                f"try more samples, larger damping or a smaller tol",
+                f"{best.self_accuracy:.3f} or above for steps up to {high:.3g}, target {target}; "
+                f"the direction may be poor: try more samples, larger damping or a smaller tol",
                 stacklevel=3,
             )
             return best.step, history, False

@@ -208,7 +208,8 @@ def cg(
 
     Example:
         >>> import torch, fastif_ext as fi
-        >>> fi.cg(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 4.0])).x.round(decimals=4)
+        >>> result = fi.cg(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 4.0]))
+        >>> result.x.round(decimals=4)
         tensor([1., 1.])
     """
     check_tolerance("cg", tol, max_iter)
