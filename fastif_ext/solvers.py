@@ -282,6 +282,7 @@ def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -
         >>> fi.exact(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([2.0, 4.0]), damping=1.0).x
         tensor([1., 1.])
     """
+    check_tolerance("exact", tol, None)
     rhs = right_hand_sides(b)
     p = rhs.shape[1]
     if p > EXACT_LIMIT:
@@ -298,11 +299,15 @@ def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -
     A = torch.cat(rows).double()
     A = (A + A.T) / 2
     A.diagonal().add_(lam)
-    x, info = torch.linalg.solve_ex(A, rhs.double().T)
-    if int(info) != 0 or not x.isfinite().all():
+    if not A.isfinite().all():
+        raise SolverDivergence("exact: H @ v is not finite; check the model, its loss and its data")
+    lu, pivots, _ = torch.linalg.lu_factor_ex(A)
+    size = lu.diagonal().abs()
+    if size.min() <= p * torch.finfo(torch.float64).eps * size.max():
         raise ValueError(
             f"exact: H + damping I is singular with damping {lam:.3g}; use more damping"
         )
+    x = torch.linalg.lu_solve(lu, pivots, rhs.double().T)
     return finish(
         H,
         x.T.to(rhs.dtype),

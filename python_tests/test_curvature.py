@@ -86,7 +86,7 @@ def dense(
     y: Tensor,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient and Hessian over all trainable parameters; with weights, by one example at a time."""
+    """Gradient and Hessian over all trainable parameters; with weights, by single examples."""
     model = copy.deepcopy(model).eval()
     trainable = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     sizes = [p.numel() for p in trainable.values()]

@@ -135,9 +135,10 @@ def test_evaluating_restores_each_flag() -> None:
     model[1].eval()
     model[1][1].train()
     before = [m.training for m in model.modules()]
-    with pytest.raises(KeyError), data.evaluating(model):
-        assert not any(m.training for m in model.modules())
-        raise KeyError
+    inside: list[bool] = []
+    with pytest.raises(IndexError), data.evaluating(model):
+        inside.extend(m.training for m in model.modules()) or inside[99]
+    assert not any(inside)
     assert [m.training for m in model.modules()] == before
     assert before == [True, True, False, False, True]
 
