@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +78,8 @@ class Hessian:
     def __matmul__(self, v: Tensor) -> Tensor:
         """H v for v of shape [p] or [R, p]."""
         self._check(v)
-        if v.numel() == 0:
-            return torch.zeros_like(v)
-        return self._product(v) if v.dim() == 2 else self._product(v[None])[0]
+        product = self.selection.join(self._tensors(v if v.dim() == 2 else v[None]))
+        return product if v.dim() == 2 else product[0]
 
     def products(self, v: Tensor) -> list[Tensor]:
         """H v for v [R, p], as autograd returns it: tensors [R, *shape] adding up to p columns.
@@ -88,9 +87,8 @@ class Hessian:
         What lissa_update_ reads without a flattening copy.
         """
         self._check(v)
-        if self.selection.mask is not None or v.shape[0] > self._together:
-            return [self._product(v)]
-        return self._tensors(v)
+        tensors = self._tensors(v)
+        return tensors if self.selection.mask is None else [self.selection.join(tensors)]
 
     def unflatten(self, v: Tensor) -> dict[str, Tensor]:
         """[p] or [R, p] to a tensor per parameter, zero where a mask leaves entries out."""
@@ -111,16 +109,15 @@ class Hessian:
                 f"{self.device}; use v.to(H.device, H.dtype)"
             )
 
-    def _product(self, v: Tensor) -> Tensor:
-        """H v for v [R, p], in groups of rows that fit into memory."""
-        parts = [self.selection.join(self._tensors(part)) for part in v.split(self._together)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
     def _tensors(self, v: Tensor) -> list[Tensor]:
         directions = self.selection.split(v.detach())
+        if v.shape[0] == 0:
+            return directions
         total: list[Tensor] | None = None
         for gradient in self._gradients():
-            part = self._differentiate(gradient, directions)
+            groups = zip(*(d.split(self._together) for d in directions), strict=True)
+            products = [self._differentiate(gradient, group) for group in groups]
+            part = [torch.cat(p) if len(p) > 1 else p[0] for p in zip(*products, strict=True)]
             total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
         self._loss.require_connection()
         assert total is not None
@@ -140,11 +137,12 @@ class Hessian:
         if self.cached:
             self._graphs = graphs
 
-    def _differentiate(self, gradient: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+    def _differentiate(self, gradient: list[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
         """The gradient's derivative along each of R directions, [R, *shape] per leaf."""
         live = [i for i, g in enumerate(gradient) if g.requires_grad]
         if not live:
             return [torch.zeros_like(d) for d in directions]
+        # one backward pass for all R; vmap has a cost of its own, which a single one need not pay
         single = directions[0].shape[0] == 1
         found = torch.autograd.grad(
             [gradient[i] for i in live],

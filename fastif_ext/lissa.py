@@ -169,5 +169,5 @@ def _products(operator: Any, h: Tensor) -> list[Tensor]:
 
 def _midpoint(ends: Spectrum, damping: float) -> float:
     """The scale with the fastest contraction: the middle of the spectrum, 5 % added to its top."""
-    low = max(ends.smallest, 0.0) if ends.smallest + damping > 0 else ends.smallest
-    return max((1.05 * ends.largest + low) / 2 + damping, 1e-12)
+    top = ends.largest + 0.05 * abs(ends.largest)
+    return max((top + ends.smallest) / 2 + damping, 1e-12)

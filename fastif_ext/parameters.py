@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-Params = Sequence[str] | nn.Module | Tensor | None
+Params = Iterable[str] | nn.Module | Tensor | None
 
 
 class Selection:
@@ -66,10 +66,15 @@ class Selection:
 
     @staticmethod
     def _from_patterns(
-        trainable: Mapping[str, Tensor], patterns: Sequence[str]
+        trainable: Mapping[str, Tensor], patterns: Iterable[str]
     ) -> dict[str, bool | Tensor]:
         if isinstance(patterns, str):
             raise TypeError(f"params must be a list of names or patterns, got the str {patterns!r}")
+        if not isinstance(patterns, Iterable):
+            raise TypeError(
+                f"params must be None, a list of names or patterns, a module or a bool mask, got "
+                f"{type(patterns).__name__}"
+            )
         patterns = list(patterns)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in trainable):

@@ -50,6 +50,8 @@ def right_hand_sides(b: Tensor) -> Tensor:
     if not isinstance(b, Tensor) or b.dim() not in (1, 2) or not b.is_floating_point():
         got = list(b.shape) if isinstance(b, Tensor) else type(b).__name__
         raise ValueError(f"b must be a floating-point tensor [p] or [R, p], got {got}")
+    if b.numel() == 0:
+        raise ValueError(f"b is empty: it has shape {list(b.shape)}")
     if not b.isfinite().all():
         raise ValueError("b holds NaN or infinite values; check the gradient it came from")
     b = b.detach()
@@ -201,6 +203,7 @@ def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -
         >>> fi.exact(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([2.0, 4.0]), damping=1.0).x
         tensor([1., 1.])
     """
+    check_tolerance("exact", tol, None)
     rhs = right_hand_sides(b)
     p = rhs.shape[1]
     if p > EXACT_LIMIT:
@@ -217,11 +220,15 @@ def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -
     A = torch.cat(rows).double()
     A = (A + A.T) / 2
     A.diagonal().add_(lam)
-    x, info = torch.linalg.solve_ex(A, rhs.double().T)
-    if int(info) != 0 or not x.isfinite().all():
+    if not A.isfinite().all():
+        raise SolverDivergence("exact: H @ v is not finite; check the model, its loss and its data")
+    lu, pivots, _ = torch.linalg.lu_factor_ex(A)
+    size = lu.diagonal().abs()
+    if size.min() <= p * torch.finfo(torch.float64).eps * size.max():
         raise ValueError(
             f"exact: H + damping I is singular with damping {lam:.3g}; use more damping"
         )
+    x = torch.linalg.lu_solve(lu, pivots, rhs.double().T)
     return finish(
         H,
         x.T.to(rhs.dtype),

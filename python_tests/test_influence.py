@@ -168,6 +168,8 @@ class TestArguments:
             run(torch.ones(N, dtype=torch.bool))
         with pytest.raises(TypeError, match="train must be .* a Dataset: rows are chosen"):
             run(train=DataLoader(TensorDataset(x, y)))
+        with pytest.raises(TypeError, match=r"must have .indices and .weights.* got a list"):
+            run(sampler=[1, 2])
         with pytest.raises(fi.SolverDivergence, match="indefinite"):
             run(damping=0.0, sampler=fi.RandomSampler(N, 5))
 

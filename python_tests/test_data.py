@@ -1,0 +1,160 @@
+"""Batches of every kind of data, subsets of rows, and eval mode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fastif_ext import data
+
+X, Y = torch.arange(20.0).view(10, 2), torch.arange(10)
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+class Doubled(TensorDataset):
+    """A TensorDataset whose rows are not its tensors' rows."""
+
+    def __getitem__(self, i: int) -> Any:
+        assert isinstance(i, int)
+        x, y = super().__getitem__(i)
+        return 2 * x, y
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return zip(X, Y, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "sizes"),
+    [
+        ((X, Y), [4, 4, 2]),
+        (TensorDataset(X, Y), [4, 4, 2]),
+        (list(zip(X, Y, strict=True)), None),
+        (DataLoader(TensorDataset(X, Y), batch_size=3), [3, 3, 3, 1]),
+        (Endless(), [4, 4, 2]),
+    ],
+)
+def test_batches_keep_every_row_in_order(source: Any, sizes: list[int] | None) -> None:
+    if sizes is None:
+        with pytest.raises(TypeError, match="a Dataset or a DataLoader, got list"):
+            next(data.batches(source))
+        return
+    got = list(data.batches(source, 4))
+    assert [len(targets) for _, targets in got] == sizes
+    assert torch.equal(torch.cat([inputs for inputs, _ in got]), X)
+    assert torch.equal(torch.cat([targets for _, targets in got]), Y)
+
+
+def test_a_subclass_of_tensor_dataset_keeps_its_own_rows() -> None:
+    source = Doubled(X, Y)
+    assert torch.equal(torch.cat([x for x, _ in data.batches(source, 4)]), 2 * X)
+    part = data.take(source, torch.tensor([3, 3, 0]))
+    assert torch.equal(next(data.batches(part))[0], 2 * X[[3, 3, 0]])
+
+
+@pytest.mark.parametrize("kind", ["tensors", "TensorDataset", "Dataset", "dict"])
+def test_take_repeats_and_reorders(kind: str) -> None:
+    rows = torch.tensor([7, 0, 7, 9])
+    pairs: Any = {
+        "tensors": (X, Y),
+        "TensorDataset": TensorDataset(X, Y),
+        "Dataset": Doubled(X / 2, Y),
+        "dict": ({"x": X}, Y),
+    }[kind]
+    assert data.count(pairs) == 10
+    part = data.take(pairs, rows)
+    assert data.count(part) == 4
+    inputs, targets = next(data.batches(part))
+    assert torch.equal(inputs["x"] if kind == "dict" else inputs, X[rows])
+    assert torch.equal(targets, Y[rows])
+
+
+def test_count_needs_a_length() -> None:
+    with pytest.raises(TypeError, match="Endless has no length"):
+        data.count(Endless())
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "labels"),
+    [
+        ({"x": 1, "labels": 2}, {"x": 1}, 2),
+        ({"x": 1, "label": 2}, {"x": 1}, 2),
+        ({"x": 1}, {"x": 1}, None),
+        ((1, 2), 1, 2),
+        ([1], 1, None),
+        (1, 1, None),
+    ],
+)
+def test_split_batch(batch: Any, inputs: Any, labels: Any) -> None:
+    assert data.split_batch(batch) == (inputs, labels)
+
+
+def test_split_batch_refuses_three_parts() -> None:
+    with pytest.raises(ValueError, match=r"tuple of 3.*collate_fn"):
+        data.split_batch((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"), [((X, Y[:9]), "10 inputs and 9 targets"), ((X, Y, Y), "tuple of 3")]
+)
+def test_tensors_that_do_not_match(pair: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(data.batches(pair))
+
+
+def test_tree_map_keeps_the_structure() -> None:
+    value = [Pair(X, Y), {"k": (X, "text")}, OrderedDict(z=Y)]
+    got = data.tree_map(lambda t: t[:1], value)
+    assert isinstance(got[0], Pair)
+    assert got[0].b.tolist() == [0]
+    assert got[1]["k"][1] == "text"
+    assert got[2]["z"].tolist() == [0]
+    assert len(data.tensors_of(value)) == 4
+    assert data.batch_rows(value) == 10
+
+
+def test_reading_a_dataset_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    for source in (TensorDataset(X, Y), Doubled(X, Y)):
+        list(data.batches(source))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluating_restores_each_flag() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(1)))
+    model[1].eval()
+    model[1][1].train()
+    before = [m.training for m in model.modules()]
+    inside: list[bool] = []
+    with pytest.raises(IndexError), data.evaluating(model):
+        inside.extend(m.training for m in model.modules()) or inside[99]
+    assert not any(inside)
+    assert [m.training for m in model.modules()] == before
+    assert before == [True, True, False, False, True]
+
+
+def test_call_passes_a_dict_by_name() -> None:
+    assert data.call(lambda *, a: a + 1, {"a": 1}) == 2
+    assert data.call(lambda a: a, 3) == 3
+
+
+def test_an_empty_dataset_gives_no_batch() -> None:
+    class Empty(Dataset[Any]):
+        def __len__(self) -> int:
+            return 0
+
+        def __getitem__(self, i: int) -> Any:
+            raise IndexError(i)
+
+    assert list(data.batches(Empty())) == []
+    assert list(data.batches(TensorDataset(X[:0], Y[:0]))) == []
