@@ -106,6 +106,11 @@ def influence(
     gradient = mean_gradient(model, loss_fn, points, params=params, chunk_size=chunk_size)
     subset, weights = train, None
     if sampler is not None:
+        if not (hasattr(sampler, "indices") and hasattr(sampler, "weights")):
+            raise TypeError(
+                f"influence: sampler must have .indices and .weights, as those of "
+                f"fastif_ext.samplers have; got a {type(sampler).__name__}"
+            )
         subset = take(train, _check_rows("sampler.indices", sampler.indices, n))
         weights = sampler.weights
     H = Hessian(model, loss_fn, subset, weights=weights, params=params, chunk_size=chunk_size)
