@@ -16,6 +16,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For modules of many tiny products, which a second thread only slows down."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _global_rng_is_left_alone() -> Iterator[None]:
     """Every test starts from one seed, so that none depends on the order of the others."""

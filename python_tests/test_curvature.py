@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastif_ext as fi
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 

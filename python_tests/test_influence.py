@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastif_ext as fi
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N, D = 60, 4
 LAMBDA = 0.05
 
@@ -29,7 +31,9 @@ def ridge(rows: Tensor | None = None) -> tuple[nn.Module, Tensor, Tensor]:
     y = x @ torch.arange(1.0, D + 1).double() + torch.randn(N, generator=g, dtype=torch.float64)
     keep = torch.arange(N) if rows is None else rows
     X, n = x[keep], len(keep)
-    theta = torch.linalg.solve(X.T @ X / n + LAMBDA * torch.eye(D), X.T @ y[keep] / n)
+    theta = torch.linalg.solve(
+        X.T @ X / n + LAMBDA * torch.eye(D, dtype=X.dtype), X.T @ y[keep] / n
+    )
     model = nn.Linear(D, 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(theta[None])
@@ -52,9 +56,7 @@ class Rows(Dataset[Any]):
 
 @pytest.mark.parametrize("solver", ["lissa", "cg", "exact"])
 def test_quadratic_problem_in_closed_form(solver: str) -> None:
-    """delta = (X^T X / n + lambda I)^-1 g, and with the group's own curvature taken out of H it is
-    the exact change of the minimum.
-    """
+    """As stated; with the group's own curvature taken out of H, it is the exact change."""
     model, x, y = ridge()
     result = fi.influence(model, squared, REMOVED, (x, y), solver=solver, damping=LAMBDA, tol=1e-10)
     A = x.T @ x / N + LAMBDA * torch.eye(D, dtype=torch.float64)
@@ -67,13 +69,13 @@ def test_quadratic_problem_in_closed_form(solver: str) -> None:
     assert result.solve.converged
     assert result.solve.damping == LAMBDA
 
-    # exact leave-group-out: H of the kept points with weights 1/n_kept, and the whole gradient of
-    # the kept loss at theta, which is -n_c/(n-n_c) (g + lambda theta)
+    # Exact leave-group-out is one Newton step on the kept points, whose gradient at theta is
+    # -n_c / (n - n_c) (g + lambda theta).
     kept = torch.ones(N, dtype=torch.bool)
     kept[REMOVED] = False
     rows = kept.nonzero().flatten()
     sampler = SimpleNamespace(
-        indices=rows, weights=torch.full((len(rows),), 1 / len(rows)).double()
+        indices=rows, weights=torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
     )
     sampled = fi.influence(
         model, squared, REMOVED, (x, y), sampler=sampler, solver="exact", damping=LAMBDA
