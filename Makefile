@@ -50,7 +50,7 @@ endif
 
 native-test:
 	cmake -S . -B build/native
-	cmake --build build/native --parallel
+	cmake --build build/native --parallel $$(nproc)
 	ctest --test-dir build/native --output-on-failure
 
 bench: install

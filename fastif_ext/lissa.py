@@ -50,7 +50,8 @@ def lissa(
         b: right-hand sides, [p] or [R, p].
         damping: a number, or "auto": 1 % of H's largest eigenvalue, and at least twice its most
             negative one, from 30 Lanczos products. 0 is a valid number for a definite H.
-        scale: a number, or "auto": the midpoint of the spectrum of H + damping I, the fastest.
+        scale: a number, or "auto": the midpoint of the spectrum of H + damping I, the fastest; with
+            `resample` its upper end, which lets less of the sampling noise through.
         tol: relative residual |b - (H + damping I) x| / |b| to reach.
         max_iter: at most this many products.
         resample: called with the step k = 0, 1, ...; gives the operator of that step, a fresh
@@ -85,7 +86,7 @@ def lissa(
     if scale == "auto":
         ends = ends or spectrum(H, rhs)
         check_definite(ends, lam)
-        s = _midpoint(ends, lam)
+        s = _scale(ends, lam, noisy=resample is not None)
     elif isinstance(scale, str) or not scale > 0:
         raise ValueError(f"lissa: scale must be positive or 'auto', got {scale!r}")
     else:
@@ -96,7 +97,7 @@ def lissa(
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
         ends = spectrum(H, rhs)
         check_definite(ends, lam)
-        s = max(4 * s, _midpoint(ends, lam))
+        s = max(4 * s, _scale(ends, lam, noisy=resample is not None))
         outcome = run(s)
     if outcome is None:
         raise SolverDivergence(
@@ -167,7 +168,11 @@ def _products(operator: Any, h: Tensor) -> list[Tensor]:
     return operator.products(h) if hasattr(operator, "products") else [apply(operator, h)]
 
 
-def _midpoint(ends: Spectrum, damping: float) -> float:
-    """The scale with the fastest contraction: the middle of the spectrum, 5 % added to its top."""
+def _scale(ends: Spectrum, damping: float, *, noisy: bool) -> float:
+    """The midpoint of the spectrum, where the contraction is fastest, or its end; 5 % to its top.
+
+    At the midpoint the top eigenvalues contract by factors near -1, which keep the noise of fresh
+    subsets: the end has half the error (softmax regression, m = 20 of 400, 400 steps).
+    """
     top = ends.largest + 0.05 * abs(ends.largest)
-    return max((top + ends.smallest) / 2 + damping, 1e-12)
+    return max((top if noisy else (top + ends.smallest) / 2) + damping, 1e-12)

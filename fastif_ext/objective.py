@@ -16,6 +16,7 @@ from fastif_ext.data import (
     batches,
     cut,
     evaluating,
+    merged,
     tensors_of,
     to_device,
     tree_map,
@@ -65,10 +66,11 @@ class WeightedLoss:
             for name, t in [*model.named_parameters(), *model.named_buffers()]
             if name not in self.leaves
         }
+        limit = chunk_size or BATCH
         with torch.random.fork_rng(devices=[]):  # every DataLoader draws a seed
             self._batches = [
                 (to_device(inputs, self.device), targets.to(self.device))
-                for inputs, targets in map(_require_targets, batches(data, chunk_size or BATCH))
+                for inputs, targets in merged(map(_require_targets, batches(data, limit)), limit)
             ]
         self.rows = sum(batch_rows(inputs) for inputs, _ in self._batches)
         if self.rows == 0:

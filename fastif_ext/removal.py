@@ -262,7 +262,8 @@ def shortest_step(
         target: self-accuracy to go below.
 
     Returns:
-        (step, every step tried, whether the target was reached). Where it is not within 2^20 times
+        (step, every step tried, whether the target was reached); step 0 where the model does not
+        know the class in the first place. Where the target is not reached within 2^20 times
         the first step, a warning says so and the step with the least self-accuracy is returned.
     """
     history: list[StepRecord] = []
@@ -273,6 +274,8 @@ def shortest_step(
         history.append(StepRecord(step, accuracy, None))
         return accuracy < target and bool(logits.isfinite().all())
 
+    if below(0.0):  # the class is forgotten already
+        return 0.0, history, True
     low, high = 0.0, first
     while not below(high):
         low, high = high, 2 * high

@@ -130,6 +130,27 @@ def test_reading_a_dataset_draws_nothing_from_the_global_generator() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_merged_batches_keep_rows_and_order() -> None:
+    source = DataLoader(TensorDataset(X, Y), batch_size=3)
+    got = list(data.merged(data.batches(source), 7))
+    assert [len(y) for _, y in got] == [6, 4]
+    assert torch.equal(torch.cat([x for x, _ in got]), X)
+    assert torch.equal(torch.cat([y for _, y in got]), Y)
+
+
+def test_merged_leaves_unequal_shapes_apart() -> None:
+    batches: list[Any] = [
+        ({"ids": torch.zeros(2, 5)}, Y[:2]),
+        ({"ids": torch.zeros(2, 5)}, Y[2:4]),
+        ({"ids": torch.zeros(2, 6)}, Y[4:6]),  # padded to another length
+        ({"ids": torch.zeros(2, 6), "flag": torch.tensor(1)}, Y[6:8]),  # not one row each
+        ({"ids": torch.zeros(2, 6), "flag": torch.tensor(1)}, Y[8:]),
+    ]
+    got = list(data.merged(batches, 100))
+    assert [x["ids"].shape for x, _ in got] == [(4, 5), (2, 6), (2, 6), (2, 6)]
+    assert torch.equal(torch.cat([y for _, y in got]), Y)
+
+
 def test_evaluating_restores_each_flag() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(1)))
     model[1].eval()

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DOUBLE = torch.float64
 N, D = 120, 5
 REMOVED = torch.arange(0, N, 8)

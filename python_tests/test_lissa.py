@@ -185,8 +185,8 @@ class TestResample:
             ]
             for steps in (60, 400)
         }
-        # measured: fixed .30 to .60, fresh .12 and .04 (60 and 400 steps)
-        assert max(fresh[400]) < 0.5 * min(fixed)
+        # measured: fixed .47 to 1.14, fresh .06 to .10 after 60 steps and .03 to .04 after 400
+        assert max(fresh[400]) < 0.2 * min(fixed)
         assert max(fresh[400]) < min(fresh[60])
 
     @pytest.mark.filterwarnings("ignore:lissa. residual")

@@ -109,6 +109,16 @@ class TestDefaultProtocol:
             report.step * float(report.influence.delta.norm())
         )
 
+    def test_a_class_that_is_forgotten_already_takes_no_step(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        first = fi.remove_class(model, blobs[0], 1, damping=0.01)
+        again = fi.remove_class(first.model, blobs[0], 1, damping=0.5, solver="cg")
+        assert again.step == 0
+        assert again.steps == 1
+        assert again.target_reached
+        torch.testing.assert_close(again.model.weight, first.model.weight)
+
     def test_everything_is_left_as_it_was(
         self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
     ) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 import fastif_ext as fi
 from fastif_ext.spectrum import automatic_damping, spectrum
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DOUBLE = torch.float64
 Solver = Callable[..., fi.SolveResult]
 ITERATIVE = [fi.lissa, fi.cg]
