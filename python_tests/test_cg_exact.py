@@ -11,6 +11,8 @@ from torch import Tensor
 import fastif_ext as fi
 from fastif_ext.spectrum import automatic_damping, spectrum
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SOLVERS = [fi.cg, fi.exact, fi.lissa]
 P = 40
 
