@@ -163,7 +163,9 @@ def _mnist_like(name: str, folder: Path) -> LoadedData:
         TensorDataset(
             _standardise(images.unsqueeze(1), (kind.mean,), (kind.std,)), labels.to(torch.int64)
         )
-        for images, labels in (_idx_split(folder, split, kind.remedy) for split in ("train", "t10k"))
+        for images, labels in (
+            _idx_split(folder, split, kind.remedy) for split in ("train", "t10k")
+        )
     )
     return LoadedData(name, train, test, kind.classes)
 
@@ -204,14 +206,15 @@ def _read_idx(path: Path, shape: tuple[int, ...], remedy: str) -> Tensor:
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
         try:
             header = bytes(_read(stream, 4 + 4 * n_dims))
-            if len(header) < 4 + 4 * n_dims:
-                raise ValueError(f"{path} ends within its IDX header; {remedy}")
-            found, n, *dims = struct.unpack(f">{1 + n_dims}I", header)
-            if found != magic:
+            found = int.from_bytes(header[:4], "big")
+            if len(header) >= 4 and found != magic:
                 raise ValueError(
                     f"{path} begins with the number {found:#010x}, an IDX file of {n_dims} "
                     f"dimension(s) of bytes with {magic:#010x}; {remedy}"
                 )
+            if len(header) < 4 + 4 * n_dims:
+                raise ValueError(f"{path} ends within its IDX header; {remedy}")
+            n, *dims = struct.unpack(f">{n_dims}I", header[4:])
             if tuple(dims) != shape:
                 raise ValueError(
                     f"{path} holds arrays of shape {tuple(dims)}, expected {shape}; {remedy}"

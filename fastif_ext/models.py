@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,7 +105,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     advice = "save one with torch.save(model.state_dict(), path)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch's restricted reader raises KeyError and more on other files
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"{path} is not a file of weights ({reason[0] if reason else 'it is cut off'}); {advice}"

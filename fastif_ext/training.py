@@ -277,7 +277,9 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     """The inputs and labels of a TensorDataset or pair."""
     tensors = dataset.tensors if isinstance(dataset, TensorDataset) else dataset
     if not isinstance(tensors, tuple) or len(tensors) != 2:
-        what = type(dataset).__name__ + (f" of {len(tensors)}" if isinstance(tensors, tuple) else "")
+        what = type(dataset).__name__ + (
+            f" of {len(tensors)}" if isinstance(tensors, tuple) else ""
+        )
         raise TypeError(
             f"dataset must be TensorDataset(inputs, labels) or a pair of tensors, got a {what}"
         )
@@ -323,7 +325,9 @@ def _splits(n: int, batch_size: int, model: nn.Module) -> list[slice]:
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
-        raise ValueError("model has no parameter with requires_grad=True; there is nothing to train")
+        raise ValueError(
+            "model has no parameter with requires_grad=True; there is nothing to train"
+        )
     return params
 
 

@@ -99,7 +99,12 @@ def test_load_weights_mismatch(tmp_path: Path) -> None:
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
     with pytest.raises(ValueError, match="does not fit the model") as error:
         models.load_weights(model, tmp_path / "w.pt")
-    for part in ("w.pt", "missing 2.bias", "unexpected 4.bias", r"0.bias is (31,), the model's (32"):
+    for part in (
+        "w.pt",
+        "missing 2.bias",
+        "unexpected 4.bias",
+        r"0.bias is (31,), the model's (32",
+    ):
         assert part in str(error.value)
     assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
 
