@@ -24,12 +24,12 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype | None = None) -> nn.M
                                               of 66,250 parameters; for Fashion-MNIST
     "alexnet"   [n, 1, 28, 28]    3,868,170   AlexNet for 28 x 28: five convolutions, three linear
                                               layers, dropout; for MNIST
-    "vgg11"     [n, 3, 32, 32]    9,231,114   VGG11 with BatchNorm and one linear layer; for CIFAR-10
+    "vgg11"     [n, 3, 32, 32]    9,231,114   VGG11 with BatchNorm, one linear layer; for CIFAR-10
     =========== ================ ============ ====================================================
 
     In "cnn" and "alexnet" the convolutions are the module ``features``, the linear layers ``head``:
-    ``params=["head.*"]`` selects the latter. All end in logits [n, 10]. The same seed gives the same
-    weights, and torch's global random state is left as it was.
+    ``params=["head.*"]`` selects the latter. All end in logits [n, 10]. The same seed gives the
+    same weights, and torch's global random state is left as it was.
 
     Args:
         name: one of the above.
@@ -108,10 +108,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     except OSError:
         raise
     except Exception as error:  # torch's restricted reader raises KeyError and more on other files
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"{path} is not a file of weights ({reason[0] if reason else 'it is cut off'}); {advice}"
-        ) from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a file of weights ({reason}); {advice}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state_dict; {advice}")
     own = model.state_dict()

@@ -200,10 +200,13 @@ def train_lbfgs(
                 before = optimizer.state[params[0]].get("n_iter", 0)
                 optimizer.step(objective)  # type: ignore[arg-type]
                 done = optimizer.state[params[0]]["n_iter"] - before
+                last = norm
                 loss, norm = look()
                 good = [p.detach().clone() for p in params]
                 iterations += done
-                stalled = done < chunk  # the objective no longer changes
+                # It stops early where the objective no longer changes in its last digits; the
+                # gradient has digits left, so go on while that shrinks.
+                stalled = done < chunk and norm > last / 2
                 bar.update(done)
                 bar.set_postfix(loss=f"{loss:.6f}", gradient=f"{norm:.1e}")
     except BaseException:
@@ -216,7 +219,8 @@ def train_lbfgs(
             p.grad = None
     if norm > tol:
         why = (
-            f"the objective stopped changing in {params[0].dtype}; use float64 or a larger tol"
+            f"the objective no longer changes in {params[0].dtype}; use a larger tol"
+            + ("" if params[0].dtype == torch.float64 else " or float64")
             if stalled
             else f"raise max_iter (now {max_iter}) or l2 (now {l2}), or use a larger tol"
         )

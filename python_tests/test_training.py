@@ -56,7 +56,7 @@ def test_train_learns_and_reports_the_loss_of_each_epoch(data: TensorDataset) ->
 
 def test_first_loss_is_the_mean_over_rows(data: TensorDataset) -> None:
     model = network()
-    want = float(F.cross_entropy(model(data.tensors[0]), data.tensors[1]))
+    want = F.cross_entropy(model(data.tensors[0]), data.tensors[1]).item()
     # steps too small to matter; the last batch has 10 rows, not 16
     [loss] = training.train(model, data, epochs=1, batch_size=16, lr=1e-12)
     assert loss == pytest.approx(want, rel=1e-6)
@@ -223,7 +223,7 @@ def test_lbfgs_reaches_the_minimum_of_a_convex_problem(data: TensorDataset) -> N
 def test_lbfgs_on_digits() -> None:
     digits = datasets.load("digits")
     model = models.build("mlp", dtype=torch.float64)
-    result = training.train_lbfgs(model, *digits.train.tensors, l2=1e-3, tol=1e-4)
+    result = training.train_lbfgs(model, *digits.train.tensors, l2=1e-3, tol=1e-3)
     assert result.converged
     assert training.accuracy(model, digits.test) > 0.97
 
@@ -234,7 +234,7 @@ def test_lbfgs_warns_where_tol_is_not_reached(data: TensorDataset) -> None:
     assert not result.converged
     assert result.iterations == 3
     x, y = data.tensors
-    with pytest.warns(RuntimeWarning, match="stopped changing in torch.float32; use float64"):
+    with pytest.warns(RuntimeWarning, match="no longer changes in torch.float32; .* or float64"):
         training.train_lbfgs(network().float(), x.float(), y, l2=0.05, tol=1e-12)
 
 
