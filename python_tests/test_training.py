@@ -212,7 +212,7 @@ def test_lbfgs_reaches_the_minimum_of_a_convex_problem(data: TensorDataset) -> N
         logits = x @ t[:15].reshape(3, 5).T + t[15:]
         return -logits.log_softmax(1)[torch.arange(90), y].mean() + 0.05 / 2 * t.dot(t)
 
-    assert result.loss == pytest.approx(float(objective(theta)), rel=1e-12)
+    assert result.loss == pytest.approx(objective(theta).item(), rel=1e-12)
     gradient = torch.autograd.grad(objective(theta), theta)[0]
     assert float(gradient.norm()) == pytest.approx(result.gradient_norm, abs=1e-12)
     # 0.05-strongly convex: the distance to the minimum is at most |gradient| / 0.05
