@@ -62,7 +62,8 @@ lint: install
 	$(PY) -m pip install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m clang_format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(PY) -c "from clang_format import clang_format; clang_format()" --dry-run -Werror \
+	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
 	$(PY) -m mypy
 
 which-python:

@@ -179,45 +179,56 @@ def train_lbfgs(
     def look() -> tuple[float, float]:
         loss = float(objective())
         grads = [p.grad.flatten() for p in params if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.cat(grads)))
-        if not math.isfinite(loss + norm):
-            raise RuntimeError(
-                f"train_lbfgs: the objective is {loss}, its gradient norm {norm}; check inputs for "
-                f"nan and inf, or start from smaller weights or with a larger l2 (now {l2})"
-            )
-        return loss, norm
+        return loss, float(torch.linalg.vector_norm(torch.cat(grads)))
 
-    iterations, stalled = 0, False
+    iterations, full_steps, stalled = 0, False, False
     good = [p.detach().clone() for p in params]
     bar = tqdm(total=max_iter, desc="L-BFGS", disable=not progress)
     try:
         with bar, evaluating(model):
             loss, norm = look()
             optimizer = _lbfgs(params)
+            options = optimizer.param_groups[0]
             while norm > tol and iterations < max_iter and not stalled:
-                chunk = min(_LBFGS_CHUNK, max_iter - iterations)
-                optimizer.param_groups[0]["max_iter"] = chunk
+                options["max_iter"] = min(_LBFGS_CHUNK, max_iter - iterations)
                 before = optimizer.state[params[0]].get("n_iter", 0)
                 optimizer.step(objective)
                 done = optimizer.state[params[0]]["n_iter"] - before
+                last = loss, norm
                 loss, norm = look()
+                if full_steps and not norm < last[1]:
+                    _restore(params, good)
+                    loss, norm = last
+                    break
+                if not math.isfinite(loss + norm):
+                    break
                 good = [p.detach().clone() for p in params]
                 iterations += done
-                stalled = done < chunk  # the objective no longer changes
+                stalled = full_steps and norm > last[1] / 2
+                if done < options["max_iter"] and not full_steps:
+                    # The objective no longer changes in its last digits, so a line search is blind;
+                    # its gradient has digits left: go on with full quasi-Newton steps.
+                    full_steps = True
+                    options.update(line_search_fn=None, tolerance_change=0.0)
                 bar.update(done)
                 bar.set_postfix(loss=f"{loss:.6f}", gradient=f"{norm:.1e}")
     except BaseException:
-        with torch.no_grad():
-            for p, saved in zip(params, good, strict=True):
-                p.copy_(saved)
+        _restore(params, good)
         raise
     finally:
         for p in params:
             p.grad = None
+    if not math.isfinite(loss + norm):
+        _restore(params, good)
+        raise RuntimeError(
+            f"train_lbfgs: the objective is {loss}, its gradient norm {norm}; check inputs for nan "
+            f"and inf, or start from smaller weights or with a larger l2 (now {l2})"
+        )
     if norm > tol:
         why = (
-            f"the objective stopped changing in {params[0].dtype}; use float64 or a larger tol"
-            if stalled
+            f"the objective no longer changes in {params[0].dtype}; use a larger tol"
+            + ("" if params[0].dtype == torch.float64 else " or float64")
+            if iterations < max_iter
             else f"raise max_iter (now {max_iter}) or l2 (now {l2}), or use a larger tol"
         )
         warnings.warn(
@@ -271,6 +282,12 @@ def _lbfgs(params: list[nn.Parameter]) -> torch.optim.LBFGS:
         history_size=_LBFGS_HISTORY,
         line_search_fn="strong_wolfe",
     )
+
+
+def _restore(params: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for p, value in zip(params, values, strict=True):
+            p.copy_(value)
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:

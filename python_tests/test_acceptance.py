@@ -24,6 +24,8 @@ from fastif_ext.training import train_lbfgs
 
 SEEDS = 100
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def fit(data: TensorDataset) -> nn.Module:
     model = models.build("mlp", seed=0, dtype=torch.float64)

@@ -12,6 +12,8 @@ import torch
 
 from fastif_ext.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_demo_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "folder"

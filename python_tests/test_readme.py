@@ -14,6 +14,8 @@ from fastif_ext.training import train_lbfgs
 
 README = Path(__file__).parent.parent / "README.md"
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 import fastif_ext as fi
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def blobs() -> tuple[TensorDataset, TensorDataset]:
