@@ -6,7 +6,7 @@ Choose a representative subset of the training data (samplers), take the curvatu
 
 from fastif_ext import reference
 from fastif_ext.build import build_info
-from fastif_ext.curvature import Hessian
+from fastif_ext.curvature import GaussNewton, Hessian, LinearSoftmaxHessian
 from fastif_ext.extract import Extracted, extract
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.kmeans import KMeans
@@ -46,6 +46,7 @@ from fastif_ext.samplers import (
     SubsetSampler,
     WeightedRandomSampler,
 )
+from fastif_ext.selection import select_parameters
 from fastif_ext.solvers import SolveResult, cg, exact
 from fastif_ext.spectrum import SolverDivergence
 
@@ -58,9 +59,11 @@ __all__ = [
     "CurvatureSampler",
     "Extracted",
     "FeatureSampler",
+    "GaussNewton",
     "Hessian",
     "InfluenceResult",
     "KMeans",
+    "LinearSoftmaxHessian",
     "LissaStep",
     "LogitSampler",
     "RandomSampler",
@@ -98,5 +101,6 @@ __all__ = [
     "multinomial",
     "reference",
     "remove_class",
+    "select_parameters",
     "softmax_hvp",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastif_ext.data import (
     BATCH,
@@ -94,12 +96,13 @@ class WeightedLoss:
                 yield cut(inputs, part), targets[part], w
             row += n
 
-    def outputs(self, inputs: Any) -> Any:
-        """The model's outputs as a function of the leaves."""
+    def outputs(self, inputs: Any, values: Sequence[Tensor] | None = None) -> Any:
+        """The model's outputs, the leaves at other `values` where these are given."""
         named = isinstance(inputs, Mapping)
+        leaves = self.leaves if values is None else dict(zip(self.leaves, values, strict=True))
         return functional_call(
             self.model,
-            {**self._others, **self.leaves},
+            {**self._others, **leaves},
             args=() if named else (inputs,),
             kwargs=dict(inputs) if named else None,
         )
@@ -114,11 +117,11 @@ class WeightedLoss:
     def gradient(self, chunk: Chunk, *, graph: bool) -> list[Tensor]:
         """Gradient of a chunk's loss, one tensor per leaf; differentiable again with `graph`."""
         leaves = list(self.leaves.values())
-        with evaluating(self.model), torch.enable_grad():
+        with differentiable(self.model), torch.enable_grad():
             value = self.loss(*chunk)
             if not value.requires_grad:
                 return [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
-            self._connected = True
+            self.note_connection()
             return list(
                 torch.autograd.grad(value, leaves, create_graph=graph, materialize_grads=True)
             )
@@ -131,6 +134,10 @@ class WeightedLoss:
             yield from tensors_of(batch)
         if self.weights is not None:
             yield self.weights
+
+    def note_connection(self) -> None:
+        """Something was seen to depend on the leaves."""
+        self._connected = True
 
     def require_connection(self) -> None:
         """After a pass over all chunks: some loss must have depended on the selected parameters."""
@@ -158,7 +165,7 @@ class WeightedLoss:
     def _try_loss(self) -> None:
         """Try the first rows: the outputs must come out the same twice, the loss must be a mean."""
         inputs, targets, _ = next(self.chunks(PROBE))
-        with evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with differentiable(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs, again = self.outputs(inputs), self.outputs(inputs)
             if not all(
                 torch.allclose(a, b, equal_nan=True)
@@ -191,6 +198,21 @@ class WeightedLoss:
                 f"{float(whole):.6g}, and by halves {float(parts[0] + parts[1]):.6g}. Use "
                 f"reduction='mean'; for a class-weighted loss, average reduction='none' yourself"
             )
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and attention in plain operations; all is as before at the end.
+
+    Fused attention kernels lack second and forward-mode derivatives.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def per_example(loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:

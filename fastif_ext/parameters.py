@@ -116,6 +116,10 @@ class Selection:
         v = torch.cat([t.reshape(t.shape[0], t.shape[1:].numel()) for t in tensors], dim=1)
         return v if self.mask is None else v[:, self.mask.to(v.device)]
 
+    def restrict(self, v: Tensor) -> Tensor:
+        """[..., total] to [..., dim], the selected entries."""
+        return v[..., self._place.to(v.device)]
+
     def embed(self, v: Tensor) -> Tensor:
         """[..., dim] to [..., total], zero outside the selection."""
         full = v.new_zeros(*v.shape[:-1], self.total)

@@ -1,0 +1,201 @@
+"""What the curvature operators share: products with vectors, chunk by chunk, graphs kept or not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastif_ext.data import BATCH, Data, batch_rows, cut, tensors_of
+from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss
+from fastif_ext.parameters import Params
+
+FEW = 4  # rows on which a product is made twice, to see that it comes out the same
+
+
+class CurvatureOperator(ABC):
+    """A symmetric linear operator ``sum_i w_i C_i`` over the rows i of a data set.
+
+    A subclass says what is made once for a chunk of rows (`_prepare`: a graph) and how directions
+    are multiplied with it (`_multiply`). The graphs are kept between products if they fit into
+    `graph_memory`; otherwise they are rebuilt chunk by chunk, in chunks that do fit. All right-hand
+    sides go through in one batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Data,
+        *,
+        weights: Tensor | None,
+        params: Params,
+        chunk_size: int | None,
+        graph_memory: int,
+    ) -> None:
+        self._loss = WeightedLoss(
+            model, loss_fn, data, weights=weights, params=params, chunk_size=chunk_size
+        )
+        self.selection = self._loss.selection
+        self.dim, self.rows = self.selection.dim, self._loss.rows
+        self.dtype, self.device = self._loss.dtype, self._loss.device
+        self._leaves = list(self._loss.leaves.values())
+        self._require_reproducible()
+        per_row = self._graph_bytes_per_row()
+        self.graph_bytes = int(per_row * self.rows)
+        self.cached = self.graph_bytes <= graph_memory
+        fitting = max(1, int(graph_memory / max(per_row, 1)))
+        self._chunk = min(chunk_size or fitting, fitting)
+        # a product of R right-hand sides takes about R times the memory of the chunk's graph
+        widest = min(self._chunk, BATCH, self.rows) * max(per_row, 1)
+        self._together = max(1, int(graph_memory / widest))
+        self._kept: list[Any] | None = None
+
+    @abstractmethod
+    def _prepare(self, chunk: Chunk) -> Any:
+        """What products with a chunk's rows need: the graph of its gradient or outputs."""
+
+    @abstractmethod
+    def _multiply(self, prepared: Any, directions: list[Tensor]) -> list[Tensor]:
+        """The chunk's part of the products with R directions, both [R, *shape] per leaf."""
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with v of shape [p] or [R, p]."""
+        self._check(v)
+        product = self.selection.join(self._tensors(v if v.dim() == 2 else v[None]))
+        return product if v.dim() == 2 else product[0]
+
+    def products(self, v: Tensor) -> list[Tensor]:
+        """The product with v [R, p], as autograd returns it: tensors [R, *shape], p columns in all.
+
+        What lissa_update_ reads without a flattening copy.
+        """
+        self._check(v)
+        tensors = self._tensors(v)
+        return tensors if self.selection.mask is None else [self.selection.join(tensors)]
+
+    def unflatten(self, v: Tensor) -> dict[str, Tensor]:
+        """[p] or [R, p] to a tensor per parameter, zero where a mask leaves entries out."""
+        batch = v if v.dim() == 2 else v[None]
+        parts = self.selection.split(batch)
+        names = self.selection.touched
+        return {
+            name: part if v.dim() == 2 else part[0] for name, part in zip(names, parts, strict=True)
+        }
+
+    def _check(self, v: Tensor) -> None:
+        check_vector(v, self.dim, self.dtype, self.device)
+
+    def _tensors(self, v: Tensor) -> list[Tensor]:
+        directions = self.selection.split(v.detach())
+        if v.shape[0] == 0:
+            return directions
+        total: list[Tensor] | None = None
+        for prepared in self._prepared():
+            groups = zip(*(d.split(self._together) for d in directions), strict=True)
+            products = [self._multiply(prepared, list(group)) for group in groups]
+            part = [torch.cat(p) if len(p) > 1 else p[0] for p in zip(*products, strict=True)]
+            total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        self._loss.require_connection()
+        assert total is not None
+        return total
+
+    def _prepared(self) -> Iterator[Any]:
+        """What `_prepare` makes of each chunk."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        for chunk in self._loss.chunks(self._chunk):
+            prepared = self._prepare(chunk)
+            if self.cached:
+                kept.append(prepared)
+            yield prepared
+        if self.cached:
+            self._kept = kept
+
+    def _require_reproducible(self) -> None:
+        """A product with the first few rows must come out the same twice."""
+        chunk = next(self._loss.chunks(FEW))
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(1, self.dim, generator=generator, dtype=torch.float64)
+        directions = self.selection.split(v.to(self.device, self.dtype))
+        with torch.random.fork_rng(devices=[]):
+            once, again = (self._multiply(self._prepare(chunk), directions) for _ in range(2))
+        tolerance = torch.finfo(self.dtype).eps ** 0.5
+        for a, b in zip(once, again, strict=True):
+            if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
+                raise ValueError(
+                    "the same curvature product comes out differently twice; make the backward "
+                    "pass of model and loss_fn reproducible (no random numbers in it)"
+                )
+
+    def _graph_bytes_per_row(self) -> float:
+        """Bytes that the kept graph takes per row: its growth over the first rows."""
+        inputs, targets, weights = next(self._loss.chunks(PROBE))
+        n, half = batch_rows(inputs), batch_rows(inputs) // 2
+        size = self._graph_bytes((inputs, targets, weights))
+        if half == 0:
+            return size
+        first = None if weights is None else weights[:half]
+        smaller = self._graph_bytes((cut(inputs, slice(half)), targets[:half], first))
+        return max(0, size - smaller) / (n - half)
+
+    def _graph_bytes(self, chunk: Chunk) -> int:
+        """Bytes that a chunk's graph keeps beyond parameters and data."""
+        own = {t.untyped_storage().data_ptr() for t in self._loss.held()}
+        own |= {t.untyped_storage().data_ptr() for t in tensors_of(chunk)}
+        seen: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return t.detach()  # a reference to t itself would keep the graph alive for ever
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            # held until the count is done, so that no address is used twice
+            prepared = self._prepare(chunk)
+        del prepared
+        return sum(seen.values())
+
+
+def check_vector(v: Tensor, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Require v [dim] or [R, dim] of the operator's dtype and device."""
+    if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[-1] != dim:
+        got = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        raise ValueError(f"H @ v: v must have shape [{dim}] or [R, {dim}], got {got}")
+    if v.dtype != dtype or v.device != device:
+        raise ValueError(
+            f"H @ v: v is {v.dtype} on {v.device}, the parameters are {dtype} on "
+            f"{device}; use v.to(H.device, H.dtype)"
+        )
+
+
+def batched_vjp(
+    outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]
+) -> list[Tensor]:
+    """The vector-Jacobian products for R cotangents [R, *shape] each, [R, *shape] per input.
+
+    One backward pass for all R; vmap has a cost of its own, which a single one need not pay.
+    """
+    live = [i for i, out in enumerate(outputs) if out.requires_grad]
+    count = cotangents[0].shape[0]
+    if not live:
+        return [x.new_zeros(count, *x.shape) for x in inputs]
+    single = count == 1
+    found = torch.autograd.grad(
+        [outputs[i] for i in live],
+        inputs,
+        [cotangents[i][0] if single else cotangents[i] for i in live],
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=not single,
+    )
+    return [
+        x.new_zeros(count, *x.shape) if f is None else f.detach()[None] if single else f.detach()
+        for f, x in zip(found, inputs, strict=True)
+    ]
