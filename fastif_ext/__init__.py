@@ -34,7 +34,13 @@ from fastif_ext.ops import (
     softmax_hvp,
 )
 from fastif_ext.parameters import apply_update
-from fastif_ext.removal import RemovalReport, remove_class
+from fastif_ext.removal import (
+    EditReport,
+    RemovalReport,
+    correct_labels,
+    remove_class,
+    remove_rows,
+)
 from fastif_ext.samplers import (
     AllRows,
     CurvatureSampler,
@@ -57,6 +63,7 @@ __all__ = [
     "ClassMetrics",
     "ClassSample",
     "CurvatureSampler",
+    "EditReport",
     "Extracted",
     "FeatureSampler",
     "GaussNewton",
@@ -80,6 +87,7 @@ __all__ = [
     "cg",
     "class_metrics",
     "class_multinomial",
+    "correct_labels",
     "curvature_multinomial",
     "curvature_sizes",
     "exact",
@@ -101,6 +109,7 @@ __all__ = [
     "multinomial",
     "reference",
     "remove_class",
+    "remove_rows",
     "select_parameters",
     "softmax_hvp",
 ]

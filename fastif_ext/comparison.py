@@ -200,6 +200,8 @@ class Comparison:
                     sampler=AllRows(len(s.train)) if sampler is None else sampler,
                     loss_fn=s.loss_fn,
                     solver=s.solver,
+                    linearisations=1,
+                    removed_samples=None,
                     damping=s.damping,
                     tol=s.tol,
                 )

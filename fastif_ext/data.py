@@ -154,6 +154,30 @@ def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
     return Subset(data, rows.tolist())
 
 
+class _Relabelled(Dataset[Any]):
+    """A data set of (inputs, label) with some labels replaced."""
+
+    def __init__(self, data: Dataset[Any], labels: dict[int, int]) -> None:
+        self.data, self.labels = data, labels
+
+    def __len__(self) -> int:
+        return count(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        inputs, label = self.data[i]
+        return inputs, self.labels.get(int(i), label)
+
+
+def relabelled(data: Dataset[Any], rows: Tensor, labels: Tensor) -> Dataset[Any]:
+    """The data set of (inputs, label) with other labels in some rows; the original stays."""
+    if type(data) is TensorDataset:
+        inputs, old = data.tensors
+        new = old.clone()
+        new[rows] = labels.to(old)
+        return TensorDataset(inputs, new)
+    return _Relabelled(data, dict(zip(rows.tolist(), labels.tolist(), strict=True)))
+
+
 def count(data: tuple[Any, Tensor] | Dataset[Any]) -> int:
     """Number of rows of tensors or of a map-style dataset."""
     if isinstance(data, tuple):

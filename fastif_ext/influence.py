@@ -123,8 +123,7 @@ def influence(
     """
     if variant not in VARIANTS:
         raise ValueError(f"influence: variant must be one of {tuple(VARIANTS)}, got {variant!r}")
-    if solver not in SOLVERS:
-        raise ValueError(f"influence: solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+    solve = make_solver(solver, tol=tol, max_iter=max_iter, progress=progress)
     check_curvature(curvature)
     if isinstance(train, DataLoader):
         raise TypeError("influence: train must be (inputs, targets) or a Dataset: rows are chosen")
@@ -137,16 +136,11 @@ def influence(
         params = last_linear(model) if params is None else params
     n = count(train)
     points: Data = (
-        take(train, _check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
+        take(train, check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
     )
     n_removed = count(points.dataset if isinstance(points, DataLoader) else points)
     subset, weights = _subset("sampler", sampler, train)
     stand_ins, shares = _subset("removed_sampler", removed_sampler, points)
-    options: dict[str, Any] = {"tol": tol}
-    if solver != "exact":
-        options["progress"] = progress
-        if max_iter is not None or solver == "lissa":
-            options["max_iter"] = 5000 if max_iter is None else max_iter
 
     def on(data: Data, weights: Tensor | None) -> Callable[[Params], Any]:
         return lambda chosen: make_curvature(
@@ -162,7 +156,7 @@ def influence(
             gradient=lambda chosen: mean_gradient(
                 model, loss_fn, stand_ins, weights=shares, params=chosen, chunk_size=chunk_size
             ),
-            solve=lambda H, b, lam: SOLVERS[solver](H, b, damping=lam, **options),
+            solve=solve,
             damping=damping,
             ratio=n_removed / n,
         )
@@ -177,6 +171,20 @@ def influence(
     )
 
 
+def make_solver(
+    name: str, *, tol: float, max_iter: int | None, progress: bool
+) -> Callable[[Any, Tensor, float | str], SolveResult]:
+    """solve(H, b, damping) by the solver of that name, LiSSA with at most 5000 steps by default."""
+    if name not in SOLVERS:
+        raise ValueError(f"influence: solver must be one of {tuple(SOLVERS)}, got {name!r}")
+    options: dict[str, Any] = {"tol": tol}
+    if name != "exact":
+        options["progress"] = progress
+        if max_iter is not None or name == "lissa":
+            options["max_iter"] = 5000 if max_iter is None else max_iter
+    return lambda H, b, damping: SOLVERS[name](H, b, damping=damping, **options)
+
+
 def _subset(name: str, sampler: SubsetSampler | None, data: Any) -> tuple[Any, Tensor | None]:
     """The sampler's rows of the data, and their weights."""
     if sampler is None:
@@ -188,10 +196,11 @@ def _subset(name: str, sampler: SubsetSampler | None, data: Any) -> tuple[Any, T
         )
     if isinstance(data, DataLoader):
         raise TypeError(f"influence: {name} chooses rows, which a DataLoader has not; pass rows")
-    return take(data, _check_rows(f"{name}.indices", sampler.indices, count(data))), sampler.weights
+    return take(data, check_rows(f"{name}.indices", sampler.indices, count(data))), sampler.weights
 
 
-def _check_rows(name: str, rows: Tensor, n: int) -> Tensor:
+def check_rows(name: str, rows: Tensor, n: int) -> Tensor:
+    """Require row numbers, int64 and not empty, within [0, n)."""
     if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) == 0:
         raise ValueError(
             f"influence: {name} must be a non-empty int64 tensor of row numbers, got {rows.dtype} "

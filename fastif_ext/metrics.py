@@ -84,6 +84,20 @@ def class_metrics(model: nn.Module, data: Dataset[Any], class_index: int) -> Cla
     return ClassMetrics(f1_score(s, t), s, t, float(loss))
 
 
+class Fit(NamedTuple):
+    """How logits go with labels."""
+
+    accuracy: float
+    loss: float
+    """Mean cross-entropy, in nats."""
+
+
+def fit(logits: Tensor, labels: Tensor) -> Fit:
+    """Accuracy and mean cross-entropy of logits [n, Y] towards labels [n]; NaN for no rows."""
+    hit = (logits.argmax(1) == labels).double().mean()
+    return Fit(float(hit), float(nn.functional.cross_entropy(logits.double(), labels)))
+
+
 class Predictions(NamedTuple):
     """Logits [n, Y] and labels [n] of a whole data set, in its order."""
 

@@ -127,6 +127,11 @@ class Selection:
         return full
 
 
+def flat_parameters(model: nn.Module) -> Tensor:
+    """A copy of all trainable parameters, end to end, [p], in named_parameters() order."""
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
 def apply_update(model: nn.Module, delta: Tensor, step: float = 1.0) -> nn.Module:
     """A copy of the model with its trainable parameters moved by ``step * delta``.
 

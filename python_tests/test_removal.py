@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -91,13 +92,13 @@ class TestDefaultProtocol:
         assert report.remaining_accuracy > report.before.remaining_accuracy - 0.03
         assert report.self_loss > 2 > report.before.self_loss
         assert report.f1 == fi.class_metrics(report.model, test, 1).f1
-        assert report.theory_step == pytest.approx(1 / 3)
+        assert report.theory_step == pytest.approx(1 / 2)  # n_c / (n - n_c)
 
     def test_step_is_the_shortest_that_reaches_the_target(
         self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
     ) -> None:
         train = blobs[0]
-        report = fi.remove_class(model, train, 1, damping=0.01, target=0.05)
+        report = fi.remove_class(model, train, 1, linearisations=1, damping=0.01, target=0.05)
         own = fi.data.take(train, (train.tensors[1] == 1).nonzero().flatten())
 
         def self_accuracy(step: float) -> float:
@@ -152,7 +153,88 @@ class TestDefaultProtocol:
         a = fi.remove_class(model, train, 2, sampler=sampler, damping=0.01)
         b = fi.remove_class(model, Rows(), 2, sampler=sampler, damping=0.01)
         assert a.step == b.step
-        torch.testing.assert_close(a.influence.delta, b.influence.delta)
+        torch.testing.assert_close(a.delta, b.delta)
+
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_new_directions_on_the_way(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset], parts: int
+    ) -> None:
+        """No part is longer than its share of the first estimate; the last one is the shortest."""
+        train, test = blobs
+        options: dict[str, Any] = {"damping": 0.01, "samples": 60}
+        one = fi.remove_class(model, train, 1, linearisations=1, **options)
+        report = fi.remove_class(model, train, 1, test=test, linearisations=parts, **options)
+        assert report.target_reached
+        assert 1 < len(report.directions) <= 2 * parts
+        assert report.norms[0] == pytest.approx(one.delta_norm / parts)
+        assert max(report.norms) <= report.norms[0] * (1 + 1e-9)
+        assert report.delta_norm <= sum(report.norms) + 1e-9
+        assert report.f1 > 0.9
+        rows = [d.rows for d in report.directions]
+        assert not torch.equal(rows[0], rows[1])  # a fresh subset
+        first = report.directions[0].delta @ report.directions[1].delta
+        assert first < 0.999999 * report.directions[0].delta.norm() * (
+            report.directions[1].delta.norm()
+        )
+
+    def test_curvature_is_of_the_rows_that_stay(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        train = blobs[0]
+        labels = train.tensors[1]
+        report = fi.remove_class(model, train, 1, damping=0.01)
+        assert all((labels[d.rows] != 1).all() for d in report.directions)
+        # of a fixed sampler the rows of the class are left out, and the weights scaled up
+        fixed = fi.AllRows(300)
+        got = fi.remove_class(
+            model, train, 1, sampler=fixed, damping=0.01, linearisations=1, removed_samples=None,
+            solver="exact",
+        )  # fmt: skip
+        kept, own = (fi.data.take(train, r.nonzero().flatten()) for r in (labels != 1, labels == 1))
+        want = fi.influence(
+            model, nn.functional.cross_entropy, own, kept, damping=0.01, solver="exact"
+        )
+        torch.testing.assert_close(got.influence.delta, want.delta, rtol=1e-4, atol=1e-6)
+
+    def test_a_callable_chooses_at_every_step(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        seen = []
+
+        def choose(data: fi.Extracted, step: int) -> fi.SubsetSampler:
+            seen.append((step, len(data.logits), sorted(set(data.labels.tolist()))))
+            return fi.StratifiedSampler(data.labels, 80, seed=step)
+
+        report = fi.remove_class(model, blobs[0], 1, sampler=choose, damping=0.01)
+        assert seen == [(k, 200, [0, 2]) for k in range(len(report.directions))]
+        with pytest.raises(TypeError, match="must return a sampler with .indices"):
+            fi.remove_class(model, blobs[0], 1, sampler=lambda data, step: [1, 2])
+        only = fi.SubsetSampler(300, (blobs[0].tensors[1] == 1).nonzero().flatten())
+        with pytest.raises(ValueError, match="no row outside the removed ones"):
+            fi.remove_class(model, blobs[0], 1, sampler=only)
+
+    def test_a_few_rows_stand_for_the_class(
+        self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
+    ) -> None:
+        whole = fi.remove_class(model, blobs[0], 1, test=blobs[1], damping=0.01)
+        few = fi.remove_class(model, blobs[0], 1, test=blobs[1], damping=0.01, removed_samples=20)
+        assert few.target_reached
+        assert abs(few.f1 - whole.f1) < 0.02
+        assert not torch.equal(few.delta, whole.delta)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"curvature": "gauss-newton"}, {"curvature": "linear-softmax"}, {"variant": "gif"}],
+    )
+    def test_other_curvatures_and_variants(
+        self,
+        model: nn.Module,
+        blobs: tuple[TensorDataset, TensorDataset],
+        options: dict[str, str],
+    ) -> None:
+        report = fi.remove_class(model, blobs[0], 1, solver="cg", damping=0.01, **options)
+        assert report.target_reached
+        assert report.f1 > 0.9
 
     def test_only_selected_parameters_move(
         self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset]
@@ -212,5 +294,8 @@ def test_bad_input(model: nn.Module, blobs: tuple[TensorDataset, TensorDataset])
         fi.remove_class(model, train, 1, target=0)
     with pytest.raises(ValueError, match=r"sampler.indices must lie in \[0, 300\)"):
         fi.remove_class(model, train, 1, sampler=fi.RandomSampler(1000, 50))
+    for name in ("linearisations", "samples", "removed_samples"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            fi.remove_class(model, train, 1, **{name: 0})
     with pytest.raises(ValueError, match="has no labels"):
         fi.remove_class(model, TensorDataset(train.tensors[0]), 1)

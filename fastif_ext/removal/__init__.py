@@ -1,0 +1,16 @@
+"""Change a trained model as if some of its training data had been different, without retraining."""
+
+from fastif_ext.removal.classes import remove_class
+from fastif_ext.removal.report import EditReport, RemovalReport, StepRecord
+from fastif_ext.removal.rows import correct_labels, remove_rows
+from fastif_ext.removal.search import shortest_step
+
+__all__ = [
+    "EditReport",
+    "RemovalReport",
+    "StepRecord",
+    "correct_labels",
+    "remove_class",
+    "remove_rows",
+    "shortest_step",
+]
