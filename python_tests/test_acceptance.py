@@ -123,11 +123,13 @@ class TestRemoval:
     def test_exact_influence_at_the_training_rule(self) -> None:
         train, test, model, _ = digits()
         everything = fi.AllRows(len(train))
-        report = fi.remove_class(model, train, 3, test=test, sampler=everything, damping=0.01)
+        report = fi.remove_class(
+            model, train, 3, test=test, sampler=everything, damping=0.01, linearisations=1
+        )
         assert report.f1 == pytest.approx(0.990, abs=0.006)
         theory = self.f1(report.influence.delta, report.theory_step)
         assert theory < 0.2  # the first-order step changes almost nothing
-        assert 5 < report.step / report.theory_step < 50
+        assert 2 < report.step / report.theory_step < 50
 
     def test_retraining(self) -> None:
         train, test, _, _ = digits()

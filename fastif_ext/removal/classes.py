@@ -2,8 +2,8 @@
 
 A direction is ``x = (H_S + damping I)^-1 g``, g the mean gradient over the class's training rows
 and H_S the curvature on a subset of the rows that stay. First-order theory says
-``theta' = theta + n_c / (n - n_c) x``; useful steps are ten to fifty times longer, so the step has
-to be chosen, and the direction looked up again on the way.
+``theta' = theta + n_c / (n - n_c) x``; useful steps are several times longer, so the step has to be
+chosen, and the direction looked up again on the way.
 """
 
 from __future__ import annotations

@@ -126,9 +126,8 @@ class RemovalReport:
             f"  self-accuracy       {b.self_accuracy:8.4f} -> {a.self_accuracy:.4f}",
             f"  remaining accuracy  {b.remaining_accuracy:8.4f} -> {a.remaining_accuracy:.4f}",
             f"  self-loss           {b.self_loss:8.4f} -> {a.self_loss:.4f}",
-            f"  {len(self.directions)} direction(s); last step {self.step:.3g} = "
-            f"{self.step / self.theory_step:.1f} x theory's, chosen on {chosen} in {self.steps} "
-            f"tries; |change| = {self.delta_norm:.3g}",
+            f"  steps of length {', '.join(f'{n:.3g}' for n in self.norms)}, chosen on {chosen} in "
+            f"{self.steps} tries; |change| = {self.delta_norm:.3g}",
         ]
         if self.directions:
             residual = max(float(d.solve.residual) for d in self.directions)
