@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fastif_ext.curvature import Hessian
+from fastif_ext.curvature import make_curvature
 from fastif_ext.data import take
 from fastif_ext.extract import Extracted
 from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics
 from fastif_ext.objective import mean_gradient
-from fastif_ext.parameters import apply_update
+from fastif_ext.parameters import Params, Selection, apply_update
 from fastif_ext.removal import remove_class, shortest_step
 from fastif_ext.samplers import (
     AllRows,
@@ -129,6 +129,10 @@ class Setting:
     damping: float | str = "auto"
     solver: str = "lissa"
     tol: float = 1e-3
+    params: Params = None
+    curvature: str = "hessian"
+    linearisations: int = 1
+    """Parts of the way, as in remove_class; 1 is one direction, which the sampler decides."""
 
 
 class Comparison:
@@ -141,7 +145,7 @@ class Comparison:
 
     def __init__(self, setting: Setting, data: Extracted) -> None:
         self.setting, self.data = setting, data
-        full = Hessian(setting.model, setting.loss_fn, setting.train)
+        full = self._operator(setting.train, None)
         generator = torch.Generator().manual_seed(0)
         self._probe = torch.randn(full.dim, generator=generator, dtype=torch.float64).to(full.dtype)
         self._full_product = full @ self._probe
@@ -151,7 +155,10 @@ class Comparison:
             raise ValueError("Comparison: data has no labels")
         self._removed_rows = (data.labels == setting.class_index).nonzero().flatten()
         removed = take(setting.train, self._removed_rows)
-        self._gradient = mean_gradient(setting.model, setting.loss_fn, removed)
+        self._selection = Selection(setting.model, setting.params)
+        self._gradient = mean_gradient(
+            setting.model, setting.loss_fn, removed, params=setting.params
+        )
         self._full_solution = self._solution(full)
 
     def exact(self) -> Record:
@@ -168,9 +175,10 @@ class Comparison:
         """Gradient ascent on the class: g in place of (H + damping I)^-1 g, the same step rule."""
         s, start = self.setting, time.perf_counter()
         removed, first = take(s.train, self._removed_rows), len(self._removed_rows) / len(s.train)
-        step, _, _ = shortest_step(s.model, self._gradient, removed, s.class_index, first=first)
+        direction = self._selection.embed(self._gradient)
+        step, _, _ = shortest_step(s.model, direction, removed, s.class_index, first=first)
         seconds = time.perf_counter() - start
-        edited = apply_update(s.model, self._gradient, step)
+        edited = apply_update(s.model, direction, step)
         metrics = class_metrics(edited, s.test, s.class_index)
         return Record("gradient only", None, None, **metrics._asdict(), solve_seconds=seconds)
 
@@ -200,7 +208,9 @@ class Comparison:
                     sampler=AllRows(len(s.train)) if sampler is None else sampler,
                     loss_fn=s.loss_fn,
                     solver=s.solver,
-                    linearisations=1,
+                    linearisations=s.linearisations,
+                    params=s.params,
+                    curvature=s.curvature,
                     removed_samples=None,
                     damping=s.damping,
                     tol=s.tol,
@@ -208,7 +218,6 @@ class Comparison:
         except SolverDivergence as error:
             return Record(method, m, seed, failure=str(error), sample_seconds=sample_seconds)
         seconds = time.perf_counter() - start
-        solve = report.influence.solve
         hvp_error, ihvp_error = (None, None) if sampler is None else self._errors(sampler)
         return Record(
             method,
@@ -217,9 +226,9 @@ class Comparison:
             **report.after._asdict(),
             hvp_error=hvp_error,
             ihvp_error=ihvp_error,
-            damping=solve.damping,
-            iterations=solve.iterations,
-            converged=solve.converged,
+            damping=report.directions[0].solve.damping,
+            iterations=report.iterations,
+            converged=report.converged,
             target_reached=report.target_reached,
             sample_seconds=sample_seconds,
             solve_seconds=seconds,
@@ -228,16 +237,21 @@ class Comparison:
 
     def _errors(self, sampler: SubsetSampler) -> tuple[float, float | None]:
         """Relative errors of H_S v and of the iHVP; None where the subset is too indefinite."""
-        s = self.setting
-        rows = take(s.train, sampler.indices)
-        subset = Hessian(s.model, s.loss_fn, rows, weights=sampler.weights)
+        rows = take(self.setting.train, sampler.indices)
+        subset = self._operator(rows, sampler.weights)
         hvp_error = _relative_error(subset @ self._probe, self._full_product)
         try:
             return hvp_error, _relative_error(self._solution(subset), self._full_solution)
         except SolverDivergence:
             return hvp_error, None
 
-    def _solution(self, H: Hessian) -> Tensor:
+    def _operator(self, rows: Any, weights: Tensor | None) -> Any:
+        s = self.setting
+        return make_curvature(
+            s.curvature, s.model, s.loss_fn, rows, weights=weights, params=s.params
+        )
+
+    def _solution(self, H: Any) -> Tensor:
         return cg(H, self._gradient, damping=self.common_damping, tol=1e-4).x
 
 
