@@ -20,6 +20,7 @@ from fastif_ext.spectrum import (
     spectrum,
 )
 
+RESTARTS, RESTART = 3, 4.0  # a run that diverges is made again at 4, 16, 64 times the scale
 GROWTH = 1e3  # a residual this many times the smallest one seen, and above 1, is divergence
 
 
@@ -66,7 +67,7 @@ def lissa(
 
     Raises:
         SolverDivergence: negative curvature that the damping does not lift, or a residual that
-            grows even at four times the scale; the message names the remedy.
+            grows even at 64 times the scale; the message names the remedy.
         ValueError: arguments that do not fit.
 
     Example:
@@ -93,17 +94,19 @@ def lissa(
         s = float(scale)
 
     run = _Recursion(H, rhs, lam, tol, max_iter, resample, average, progress)
-    outcome = run(s)
+    outcome, restarts = run(s), 0
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
         ends = spectrum(H, rhs)
         check_definite(ends, lam)
-        s = max(4 * s, _scale(ends, lam, noisy=resample is not None))
+        s = max(s, _scale(ends, lam, noisy=resample is not None) / RESTART)
+    while outcome is None and restarts < RESTARTS:
+        s, restarts = RESTART * s, restarts + 1
         outcome = run(s)
     if outcome is None:
         raise SolverDivergence(
-            f"lissa: the residual grows at scale {s:.3g} with damping {lam:.3g}; H has negative "
-            f"curvature below -damping, or its products are not reproducible. Use more damping "
-            f"(damping='auto'), a larger or better subset, or a Gauss-Newton operator"
+            f"lissa: the residual grows even at scale {s:.3g} with damping {lam:.3g}; H has "
+            f"negative curvature below -damping, or its products are not reproducible. Use more "
+            f"damping (damping='auto'), a larger or better subset, or a Gauss-Newton operator"
         )
     iterate, iterations, history = outcome
     return finish(
