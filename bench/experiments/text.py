@@ -1,6 +1,6 @@
 """A small transformer on text: which package of Python's standard library do six lines come from?
 
-    python -m bench.experiments.text     # from the repository's root: train it, print the accuracy
+    python text.py     # train it, print the accuracy
 
 The text is the source of the Python that runs this, so there is nothing to download; rows differ a
 little between versions of Python, and results should name theirs.
