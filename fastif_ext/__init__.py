@@ -52,6 +52,7 @@ from fastif_ext.samplers import (
     SubsetSampler,
     WeightedRandomSampler,
 )
+from fastif_ext.scores import influence_scores, self_influence
 from fastif_ext.selection import select_parameters
 from fastif_ext.solvers import SolveResult, cg, exact
 from fastif_ext.spectrum import SolverDivergence
@@ -96,6 +97,7 @@ __all__ = [
     "hvp_accumulate_",
     "inclusion_probability",
     "influence",
+    "influence_scores",
     "kmeans_assign",
     "kmeans_candidates",
     "kmeans_nearest",
@@ -111,5 +113,6 @@ __all__ = [
     "remove_class",
     "remove_rows",
     "select_parameters",
+    "self_influence",
     "softmax_hvp",
 ]

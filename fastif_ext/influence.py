@@ -139,8 +139,8 @@ def influence(
         take(train, check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
     )
     n_removed = count(points.dataset if isinstance(points, DataLoader) else points)
-    subset, weights = _subset("sampler", sampler, train)
-    stand_ins, shares = _subset("removed_sampler", removed_sampler, points)
+    subset, weights = subset_of("sampler", sampler, train)
+    stand_ins, shares = subset_of("removed_sampler", removed_sampler, points)
 
     def on(data: Data, weights: Tensor | None) -> Callable[[Params], Any]:
         return lambda chosen: make_curvature(
@@ -176,7 +176,7 @@ def make_solver(
 ) -> Callable[[Any, Tensor, float | str], SolveResult]:
     """solve(H, b, damping) by the solver of that name, LiSSA with at most 5000 steps by default."""
     if name not in SOLVERS:
-        raise ValueError(f"influence: solver must be one of {tuple(SOLVERS)}, got {name!r}")
+        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {name!r}")
     options: dict[str, Any] = {"tol": tol}
     if name != "exact":
         options["progress"] = progress
@@ -185,17 +185,17 @@ def make_solver(
     return lambda H, b, damping: SOLVERS[name](H, b, damping=damping, **options)
 
 
-def _subset(name: str, sampler: SubsetSampler | None, data: Any) -> tuple[Any, Tensor | None]:
+def subset_of(name: str, sampler: SubsetSampler | None, data: Any) -> tuple[Any, Tensor | None]:
     """The sampler's rows of the data, and their weights."""
     if sampler is None:
         return data, None
     if not (hasattr(sampler, "indices") and hasattr(sampler, "weights")):
         raise TypeError(
-            f"influence: {name} must have .indices and .weights, as those of "
+            f"{name} must have .indices and .weights, as those of "
             f"fastif_ext.samplers have; got a {type(sampler).__name__}"
         )
     if isinstance(data, DataLoader):
-        raise TypeError(f"influence: {name} chooses rows, which a DataLoader has not; pass rows")
+        raise TypeError(f"{name} chooses rows, which a DataLoader has not; pass rows")
     return take(data, check_rows(f"{name}.indices", sampler.indices, count(data))), sampler.weights
 
 
@@ -203,12 +203,12 @@ def check_rows(name: str, rows: Tensor, n: int) -> Tensor:
     """Require row numbers, int64 and not empty, within [0, n)."""
     if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) == 0:
         raise ValueError(
-            f"influence: {name} must be a non-empty int64 tensor of row numbers, got {rows.dtype} "
+            f"{name} must be a non-empty int64 tensor of row numbers, got {rows.dtype} "
             f"of shape {list(rows.shape)}"
         )
     if int(rows.min()) < 0 or int(rows.max()) >= n:
         raise ValueError(
-            f"influence: {name} must lie in [0, {n}), the rows of its data; got "
+            f"{name} must lie in [0, {n}), the rows of its data; got "
             f"{int(rows.min())} to {int(rows.max())}"
         )
     return rows

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
 from fastif_ext.data import (
     BATCH,
@@ -215,8 +216,18 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def is_cross_entropy(loss_fn: Loss) -> bool:
+    """Whether the loss is cross-entropy over classes, without class weights or ignored labels."""
+    if isinstance(loss_fn, nn.CrossEntropyLoss):
+        return loss_fn.weight is None and loss_fn.ignore_index < 0
+    return loss_fn is cross_entropy
+
+
 def per_example(loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:
     """Loss of each example, [b]: the mean-reducing loss_fn applied to one example at a time."""
+    if is_cross_entropy(loss_fn) and isinstance(outputs, Tensor) and outputs.dim() == 2:
+        smoothing = getattr(loss_fn, "label_smoothing", 0.0)
+        return cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
 
     def one(output: Any, target: Tensor) -> Tensor:
         return loss_fn(tree_map(lambda t: t.unsqueeze(0), output), target.unsqueeze(0))

@@ -53,14 +53,13 @@ def main() -> None:
         extracted._replace(features=features),
     )
 
-    def run(sampler: str | None, m: int | None, seed: int | None) -> dict[str, Any]:
+    def run(sampler: str | None, m: int, seed: int) -> dict[str, Any]:
         record = comparison.gradient_only()
         if sampler is not None:
-            assert m is not None and seed is not None
             record = comparison.subset(sampler, m, seed)
         return {k: v for k, v in asdict(record).items() if k not in ("method", "m", "seed")}
 
-    jobs: list[Any] = [({"method": "gradient only"}, lambda: run(None, None, None))]
+    jobs: list[Any] = [({"method": "gradient only"}, lambda: run(None, 0, 0))]
     jobs += [
         ({"method": name, "m": m, "seed": seed}, lambda a=(name, m, seed): run(*a))
         for seed in range(arguments.seeds)

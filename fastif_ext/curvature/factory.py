@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastif_ext.curvature.gauss_newton import GaussNewton, is_cross_entropy
+from fastif_ext.curvature.gauss_newton import GaussNewton
 from fastif_ext.curvature.hessian import Hessian
 from fastif_ext.curvature.linear_softmax import LinearSoftmaxHessian, last_linear
 from fastif_ext.data import Data, loader
-from fastif_ext.objective import Loss
+from fastif_ext.objective import Loss, is_cross_entropy
 from fastif_ext.parameters import Params, Selection
 
 CURVATURES = ("hessian", "gauss-newton", "linear-softmax")

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from fastif_ext import ops
 from fastif_ext.curvature.operator import CurvatureOperator, batched_vjp
 from fastif_ext.data import Data
-from fastif_ext.objective import Chunk, Loss, differentiable, per_example
+from fastif_ext.objective import Chunk, Loss, differentiable, is_cross_entropy, per_example
 from fastif_ext.parameters import Params
 
 OutputHessian = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -139,13 +139,6 @@ class GaussNewton(CurvatureOperator):
             losses = per_example(self._loss.loss_fn, at, targets)
             (slope,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
         return batched_vjp([slope], [at], [z])[0]
-
-
-def is_cross_entropy(loss_fn: Loss) -> bool:
-    """Whether the loss is plain cross-entropy; label smoothing leaves its curvature as it is."""
-    if isinstance(loss_fn, nn.CrossEntropyLoss):
-        return loss_fn.weight is None and loss_fn.ignore_index < 0
-    return loss_fn is cross_entropy
 
 
 def _tensor(outputs: Any) -> Tensor:

@@ -1,0 +1,347 @@
+"""Scores against dense algebra and against true leave-one-out retraining."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import fastif_ext as fi
+from fastif_ext import directional
+from fastif_ext.layerwise import Layers
+from fastif_ext.objective import WeightedLoss
+from fastif_ext.training import train_lbfgs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DOUBLE = torch.float64
+N, T = 23, 7
+
+
+class Conv(nn.Module):
+    """Strides, padding of two kinds, dilation, in-place ReLU, batch norm and dropout between."""
+
+    def __init__(self, affine: bool = False) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(3, affine=affine)
+        self.relu = nn.ReLU(inplace=True)
+        self.b = nn.Conv2d(3, 2, 2, padding="same", padding_mode="circular", dilation=2)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(18, 3)
+        self.norm.running_mean.uniform_(-1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.a(x)))
+        return self.head(self.drop(self.relu(self.b(x))).flatten(1))
+
+
+class Tied(nn.Module):
+    """One weight in two layers; one of the layers called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+
+class Loose(nn.Module):
+    """A layer's weight used outside of it: what hooks cannot see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.tanh(x @ self.layer.weight))
+
+
+class Tokens(nn.Module):
+    """Embedding, attention and layer norm around linear layers on sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.embed(x)).mean(1))
+
+
+def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
+    torch.manual_seed(3)
+    n = N + T
+    x, y = torch.randn(n, 3, dtype=DOUBLE), torch.randint(3, (n,))
+    loss: Callable[..., Tensor] = F.cross_entropy
+    if name == "softmax":
+        model: nn.Module = nn.Linear(3, 3)
+    elif name == "mlp":
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    elif name == "regression":
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False))
+        loss, y = F.mse_loss, torch.randn(n, 2, dtype=DOUBLE)
+    elif name.startswith("conv"):
+        model, x = Conv(affine=name != "conv"), torch.randn(n, 1, 6, 6, dtype=DOUBLE)
+    elif name == "tied":
+        model = Tied()
+    elif name == "loose":
+        model = Loose()
+    else:
+        assert name == "tokens"
+        model, x = Tokens(), torch.randint(7, (n, 5))
+    return model.double().train(), loss, x, y
+
+
+CASES = ["softmax", "mlp", "regression", "conv", "conv-affine", "tied", "loose", "tokens"]
+
+
+def gradients(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Each example's gradient, [n, p]."""
+    model = copy.deepcopy(model).eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    rows = []
+    for i in range(len(y)):
+        grads = torch.autograd.grad(loss(model(x[i : i + 1]), y[i : i + 1]), model.parameters())
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    torch.backends.mha.set_fastpath_enabled(True)
+    return torch.stack(rows)
+
+
+def split(x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return (x[:N], y[:N]), (x[N:], y[N:])
+
+
+class TestDirectionalDerivatives:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("count", [1, 9])
+    def test_every_way_gives_the_gradients_products(self, name: str, count: int) -> None:
+        model, loss, x, y = case(name)
+        total = WeightedLoss(model, loss, (x, y))
+        v = torch.randn(count, total.selection.dim, dtype=DOUBLE)
+        directions = total.selection.split(v)
+        want = v @ gradients(model, loss, x, y).T
+        options = {"rtol": 1e-8, "atol": 1e-10}
+        torch.testing.assert_close(
+            directional.forward_mode(total, x, y, directions), want, **options
+        )
+        chosen = directional.directional_derivatives(total)(x, y, directions)
+        torch.testing.assert_close(chosen, want, **options)
+        layers = Layers.of(total)
+        assert (layers is None) == (name in ("conv-affine", "tokens"))
+        if layers is not None:
+            found = layers.derivatives(x, y, directions)
+            close = torch.allclose(found, want, **options)
+            assert close == (name != "loose")  # forward mode stands in there
+        assert all(m.training for m in model.modules())
+        assert not any(m._forward_hooks for m in model.modules())
+
+    def test_sequences_through_linear_layers(self) -> None:
+        """Several places per example, few and many directions."""
+        torch.manual_seed(0)
+
+        class Mean(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(torch.tanh(self.layer(x))).mean(1)
+
+        model = Mean().double()
+        x, y = torch.randn(6, 5, 3, dtype=DOUBLE), torch.randint(3, (6,))
+        total = WeightedLoss(model, F.cross_entropy, (x, y))
+        layers = Layers.of(total)
+        assert layers is not None
+        for count in (2, 7):
+            v = torch.randn(count, total.selection.dim, dtype=DOUBLE)
+            got = layers.derivatives(x, y, total.selection.split(v))
+            torch.testing.assert_close(got, v @ gradients(model, F.cross_entropy, x, y).T)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("chunks", [(64, 256), (3, 5)])
+def test_equals_dense_algebra(name: str, chunks: tuple[int, int]) -> None:
+    model, loss, x, y = case(name)
+    train, test = split(x, y)
+    H = fi.GaussNewton(model, train, loss_fn=loss) @ torch.eye(
+        sum(p.numel() for p in model.parameters()), dtype=DOUBLE
+    )
+    A = H + 0.1 * torch.eye(len(H), dtype=DOUBLE)
+    want = gradients(model, loss, *test) @ torch.linalg.solve(A, gradients(model, loss, *train).T)
+    got = fi.influence_scores(
+        model, loss, train, test, curvature="gauss-newton", damping=0.1, tol=1e-11,
+        test_chunk=chunks[0], train_chunk=chunks[1],
+    )  # fmt: skip
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+    own = fi.self_influence(
+        model, loss, train, curvature="gauss-newton", damping=0.1, tol=1e-11, chunk=chunks[1]
+    )
+    g = gradients(model, loss, *train)
+    torch.testing.assert_close(own, (torch.linalg.solve(A, g.T).T * g).sum(1), rtol=1e-6, atol=1e-9)
+    assert own.min() >= 0
+
+
+class TestOptions:
+    def test_indefinite_hessian_with_enough_damping(self) -> None:
+        model, loss, x, y = case("mlp")
+        train, test = split(x, y)
+        H = fi.Hessian(model, loss, train) @ torch.eye(31, dtype=DOUBLE)
+        damping = 0.01 - 2 * float(torch.linalg.eigvalsh(H)[0])
+        A = H + damping * torch.eye(31, dtype=DOUBLE)
+        want = gradients(model, loss, *test) @ torch.linalg.solve(
+            A, gradients(model, loss, *train).T
+        )
+        for solver in ("cg", "lissa", "exact"):
+            got = fi.influence_scores(
+                model, loss, train, test, solver=solver, damping=damping, tol=1e-9,
+                max_iter=None if solver == "exact" else 20_000,
+            )  # fmt: skip
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+        with pytest.raises(fi.SolverDivergence):
+            fi.influence_scores(model, loss, train, test, damping=0.0)
+
+    def test_selection_sampler_and_kinds_of_data(self) -> None:
+        model, loss, x, y = case("mlp")
+        train, test = split(x, y)
+        mask = torch.rand(31) < 0.5
+        sampler = SimpleNamespace(
+            indices=torch.tensor([0, 4, 4, 11]), weights=torch.tensor([0.5, 0.1, 0.2, 0.4])
+        )
+        rows = fi.data.take(train, sampler.indices)
+        H = fi.GaussNewton(model, rows, weights=sampler.weights, params=mask)
+        A = H @ torch.eye(H.dim, dtype=DOUBLE) + 0.2 * torch.eye(H.dim, dtype=DOUBLE)
+        g_test, g_train = (gradients(model, loss, *d)[:, mask] for d in (test, train))
+        want = g_test @ torch.linalg.solve(A, g_train.T)
+        options: dict[str, Any] = {"params": mask, "damping": 0.2, "tol": 1e-11}
+        for kind in (lambda d: d, lambda d: TensorDataset(*d)):
+            got = fi.influence_scores(
+                model, loss, kind(train), kind(test), sampler=sampler, curvature="gauss-newton",
+                **options,
+            )  # fmt: skip
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+        loaders = (DataLoader(TensorDataset(*d), 4) for d in (train, test))
+        got = fi.influence_scores(model, loss, *loaders, curvature=H, **options)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+        chosen = torch.tensor([5, 2])
+        own = fi.self_influence(
+            model, loss, train, rows=chosen, sampler=sampler, curvature="gauss-newton", **options
+        )
+        g = g_train[chosen]
+        torch.testing.assert_close(own, (torch.linalg.solve(A, g.T).T * g).sum(1))
+
+    def test_last_layer(self) -> None:
+        model, loss, x, y = case("mlp")
+        train, test = split(x, y)
+        options: dict[str, Any] = {"damping": 0.1, "tol": 1e-11}
+        want = fi.influence_scores(model, loss, train, test, params=model[2], **options)
+        got = fi.influence_scores(model, loss, train, test, curvature="linear-softmax", **options)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+    def test_automatic_damping_is_one_for_all(self) -> None:
+        model, loss, x, y = case("softmax")
+        train, test = split(x, y)
+        a = fi.influence_scores(model, loss, train, test, tol=1e-10)
+        b = fi.influence_scores(model, loss, train, test, tol=1e-10, test_chunk=2)
+        torch.testing.assert_close(a, b)
+
+
+def test_leave_one_out_retraining() -> None:
+    """Logistic regression: ranks and signs of the scores are those of true retraining."""
+    torch.manual_seed(0)
+    n, l2 = 80, 0.02
+    y = torch.arange(n + 6) % 3
+    x = torch.randn(3, 4, dtype=DOUBLE)[y] + 1.2 * torch.randn(n + 6, 4, dtype=DOUBLE)
+    model = nn.Linear(4, 3, dtype=DOUBLE)
+    train_lbfgs(model, x[:n], y[:n], l2=l2)
+    scores = fi.influence_scores(
+        model, F.cross_entropy, (x[:n], y[:n]), (x[n:], y[n:]), damping=l2, tol=1e-9
+    )
+
+    def test_losses(net: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return F.cross_entropy(net(x[n:]), y[n:], reduction="none")
+
+    changes = []
+    for i in range(n):
+        kept = torch.arange(n) != i
+        net = copy.deepcopy(model)
+        # the sum over the n - 1 rows that stay, over n, with the same decay
+        train_lbfgs(net, x[:n][kept], y[:n][kept], l2=l2 * n / (n - 1))
+        changes.append(test_losses(net) - test_losses(model))
+    true = torch.stack(changes, 1)
+    for t in range(6):
+        ranks = torch.stack([v.argsort().argsort().double() for v in (scores[t], true[t])])
+        assert float(torch.corrcoef(ranks)[0, 1]) > 0.98
+        sizes = float((scores[t] / n).norm() / true[t].norm())
+        assert 0.85 < sizes < 1.1
+        large = true[t].abs() > true[t].abs().median()
+        assert torch.equal(scores[t][large].sign(), true[t][large].sign())
+
+
+def test_dict_inputs() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3, dtype=DOUBLE)
+
+        def forward(self, *, a: Tensor, b: Tensor) -> Tensor:
+            return self.layer(torch.tanh(a + b))
+
+    torch.manual_seed(1)
+    model, y = Named(), torch.randint(3, (N,))
+    a, b = torch.randn(2, N, 3, dtype=DOUBLE)
+    data = {"a": a, "b": b}, y
+    got = fi.influence_scores(model, F.cross_entropy, data, data, damping=0.1, tol=1e-10)
+    plain = torch.tanh(a + b), y
+    want = fi.influence_scores(model.layer, F.cross_entropy, plain, plain, damping=0.1, tol=1e-10)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, got.T)
+
+
+def test_nothing_is_changed() -> None:
+    model, loss, x, y = case("conv")
+    state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    train, test = split(x, y)
+    fi.influence_scores(model, loss, train, test, damping=1.0)
+    fi.self_influence(model, loss, train, damping=1.0)
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_bad_input() -> None:
+    model, loss, x, y = case("softmax")
+    train, test = split(x, y)
+    scores = fi.influence_scores
+    with pytest.raises(ValueError, match="chunk sizes must be at least 1, got 0"):
+        scores(model, loss, train, test, train_chunk=0)
+    with pytest.raises(ValueError, match="solver must be one of .* got 'lu'"):
+        scores(model, loss, train, test, solver="lu")
+    with pytest.raises(ValueError, match="curvature must be one of .* got 'fisher'"):
+        scores(model, loss, train, test, curvature="fisher")
+    H = fi.Hessian(model, loss, train)
+    with pytest.raises(ValueError, match="sampler would not be used"):
+        scores(model, loss, train, test, curvature=H, sampler=fi.RandomSampler(N, 5))
+    with pytest.raises(ValueError, match=r"rows must lie in \[0, 23\)"):
+        fi.self_influence(model, loss, train, rows=torch.tensor([23]))
+    with pytest.raises(ValueError, match=r"sampler.indices must lie in \[0, 23\)"):
+        scores(model, loss, train, test, sampler=fi.RandomSampler(50, 40))
+
+    def detached(out: Tensor, target: Tensor) -> Tensor:
+        return loss(out.detach(), target)
+
+    with pytest.raises(ValueError, match="does not depend on the selected parameters"):
+        scores(model, detached, train, test, damping=1.0)
