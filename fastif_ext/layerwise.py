@@ -20,6 +20,7 @@ from fastif_ext.objective import WeightedLoss, differentiable, per_example
 
 Place = tuple[int | None, int | None]
 """The numbers of a layer's weight and bias among the leaves; None where they are not selected."""
+MOST = 1 << 24  # numbers that the examples' own gradients of a layer may take at a time
 ALONG = 4  # up to this many directions are convolved with; beyond, gradients are formed
 
 
@@ -116,9 +117,14 @@ def _derivative(
             z = a.reshape(n, places, -1) @ weight.flatten(0, 1).T  # [n, places, R out]
             z = z.view(n, places, count, -1).permute(0, 2, 3, 1).reshape(n, count, -1)
         return part + (z * flat.reshape(n, 1, -1)).sum(2).T
-    # each example's own gradient first, summed over places
-    a = _patches(conv, a) if conv else a.reshape(n, places, -1)
-    return part + weight.flatten(1) @ torch.bmm(flat, a).flatten(1).T
+    # each example's own gradient first, summed over places, for as many as fit at a time
+    flat_weight = weight.flatten(1)
+    fit = max(1, MOST // max(flat_weight.shape[1], places * weight[0, 0].numel()))
+    products = []
+    for some, of_some in zip(a.split(fit), flat.split(fit), strict=True):
+        seen = _patches(conv, some) if conv else some.reshape(len(some), places, -1)
+        products.append(flat_weight @ torch.bmm(of_some, seen).flatten(1).T)
+    return part + torch.cat(products, 1)
 
 
 def _padded(module: nn.Conv2d, a: Tensor) -> tuple[Tensor, Any]:

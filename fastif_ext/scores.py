@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastif_ext.samplers import SubsetSampler
 
 TOGETHER = 64  # test examples solved for in one batch
-ROWS = 256  # training examples of one pass
+ROWS = 512  # training examples of one pass
 
 
 def influence_scores(

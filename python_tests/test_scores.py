@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
-from fastif_ext import directional
+from fastif_ext import directional, layerwise
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.training import train_lbfgs
@@ -146,6 +146,16 @@ class TestDirectionalDerivatives:
             assert close == (name != "loose")  # forward mode stands in there
         assert all(m.training for m in model.modules())
         assert not any(m._forward_hooks for m in model.modules())
+
+    def test_gradients_a_few_rows_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, loss, x, y = case("conv")
+        total = WeightedLoss(model, loss, (x, y))
+        layers = Layers.of(total)
+        assert layers is not None
+        directions = total.selection.split(torch.randn(9, total.selection.dim, dtype=DOUBLE))
+        want = layers.derivatives(x, y, directions)
+        monkeypatch.setattr(layerwise, "MOST", 500)
+        torch.testing.assert_close(layers.derivatives(x, y, directions), want)
 
     def test_sequences_through_linear_layers(self) -> None:
         """Several places per example, few and many directions."""
