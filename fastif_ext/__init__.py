@@ -7,6 +7,16 @@ Choose a representative subset of the training data (samplers), take the curvatu
 from fastif_ext import reference
 from fastif_ext.build import build_info
 from fastif_ext.curvature import GaussNewton, Hessian, LinearSoftmaxHessian
+from fastif_ext.diagnosis import Diagnosis, Finding, diagnose
+from fastif_ext.diagnostics import (
+    Calibration,
+    Coverage,
+    HvpError,
+    calibration,
+    coverage,
+    effective_sample_size,
+    hvp_error,
+)
 from fastif_ext.extract import Extracted, extract
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.kmeans import KMeans
@@ -61,14 +71,19 @@ __version__ = str(build_info()["version"])
 
 __all__ = [
     "AllRows",
+    "Calibration",
     "ClassMetrics",
     "ClassSample",
+    "Coverage",
     "CurvatureSampler",
+    "Diagnosis",
     "EditReport",
     "Extracted",
     "FeatureSampler",
+    "Finding",
     "GaussNewton",
     "Hessian",
+    "HvpError",
     "InfluenceResult",
     "KMeans",
     "LinearSoftmaxHessian",
@@ -85,16 +100,21 @@ __all__ = [
     "apply_update",
     "bottom_k",
     "build_info",
+    "calibration",
     "cg",
     "class_metrics",
     "class_multinomial",
     "correct_labels",
+    "coverage",
     "curvature_multinomial",
     "curvature_sizes",
+    "diagnose",
+    "effective_sample_size",
     "exact",
     "extract",
     "f1_score",
     "hvp_accumulate_",
+    "hvp_error",
     "inclusion_probability",
     "influence",
     "influence_scores",

@@ -1,4 +1,4 @@
-"""The command line: ``fastif-ext demo``, ``fastif-ext remove-class``, ``fastif-ext info``."""
+"""The command line: ``fastif-ext demo | remove-class | diagnose | info``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from fastif_ext import datasets, models
 from fastif_ext.build import build_info
 
 
@@ -58,31 +60,44 @@ def parser() -> argparse.ArgumentParser:
         help="train or load a model, and make it forget one class",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    remove.add_argument(
-        "--data",
-        required=True,
-        help="digits | fashion-mnist[:DIR] | mnist:DIR | cifar10:DIR",
-    )
-    remove.add_argument("--class", type=int, required=True, dest="class_index", help="its number")
-    remove.add_argument("--sampler", choices=SAMPLERS, default="curvature", help="of the subset")
-    remove.add_argument("--samples", type=int, default=400, help="subset size m")
-    remove.add_argument("--model", default=None, help="mlp | cnn | alexnet | vgg11")
-    remove.add_argument("--weights", type=Path, default=None, help="state_dict; default: train")
-    remove.add_argument("--epochs", type=int, default=2, help="when training")
-    remove.add_argument("--params", nargs="+", default=None, help="names or patterns; default all")
+    _add_problem(remove)
     remove.add_argument("--solver", choices=("lissa", "cg", "exact"), default="lissa", help="iHVP")
-    remove.add_argument("--damping", type=_number_or_auto, default="auto", help="number or auto")
     remove.add_argument("--tol", type=float, default=1e-3, help="relative residual of the solve")
     remove.add_argument("--protocol", choices=("default", "paper"), default="default", help="step")
-    remove.add_argument("--seed", type=int, default=0, help="of training and sampling")
     remove.add_argument("--save", type=Path, default=None, help="write the edited state_dict here")
-    remove.add_argument("--json", type=Path, default=None, help="write the report here")
-    remove.add_argument("--quiet", action="store_true", help="no progress bars")
     remove.set_defaults(run=_remove_class)
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="look for the known failures of influence with a sampler, and what helps",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_problem(diagnose)
+    diagnose.add_argument("--seeds", type=int, default=3, help="subsets to draw")
+    diagnose.set_defaults(run=_diagnose)
 
     info = commands.add_parser("info", help="what was built, and what it runs on")
     info.set_defaults(run=_info)
     return top
+
+
+def _add_problem(command: argparse.ArgumentParser) -> None:
+    """The options that name data, model, class and subset."""
+    from fastif_ext.comparison import SAMPLERS
+
+    add = command.add_argument
+    add("--data", required=True, help="digits | fashion-mnist[:DIR] | mnist:DIR | cifar10:DIR")
+    add("--class", type=int, required=True, dest="class_index", help="its number")
+    add("--sampler", choices=SAMPLERS, default="curvature", help="of the subset")
+    add("--samples", type=int, default=400, help="subset size m")
+    add("--model", default=None, help="mlp | cnn | alexnet | vgg11")
+    add("--weights", type=Path, default=None, help="state_dict; default: train")
+    add("--epochs", type=int, default=2, help="when training")
+    add("--params", nargs="+", default=None, help="names or patterns; default all")
+    add("--damping", type=_number_or_auto, default="auto", help="number or auto")
+    add("--seed", type=int, default=0, help="of training and sampling")
+    add("--json", type=Path, default=None, help="write the report here")
+    add("--quiet", action="store_true", help="no progress bars")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -102,15 +117,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _remove_class(arguments: argparse.Namespace) -> int:
-    from fastif_ext import datasets, models
-    from fastif_ext.comparison import make_sampler
-    from fastif_ext.data import loader
-    from fastif_ext.extract import extract
-    from fastif_ext.removal import remove_class
+def _problem(arguments: argparse.Namespace) -> tuple[datasets.LoadedData, nn.Module]:
+    """The data, and the model loaded or trained on it."""
     from fastif_ext.training import train, train_lbfgs
 
-    progress = not arguments.quiet
     data = datasets.load(arguments.data)
     if not 0 <= arguments.class_index < len(data.classes):
         raise ValueError(
@@ -120,15 +130,24 @@ def _remove_class(arguments: argparse.Namespace) -> int:
     name = arguments.model or models.default_model(data.name)
     model = models.build(name, seed=arguments.seed, dtype=data.train.tensors[0].dtype)
     if arguments.weights is not None:
-        models.load_weights(model, arguments.weights)
+        return data, models.load_weights(model, arguments.weights)
+    print(f"Training {name} on {len(data.train)} rows of {data.name} ...", flush=True)
+    if data.name == "digits":
+        train_lbfgs(model, *data.train.tensors, l2=1e-3)
     else:
-        print(f"Training {name} on {len(data.train)} rows of {data.name} ...", flush=True)
-        if data.name == "digits":
-            train_lbfgs(model, *data.train.tensors, l2=1e-3)
-        else:
-            train(
-                model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress
-            )
+        progress = not arguments.quiet
+        train(model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress)
+    return data, model
+
+
+def _remove_class(arguments: argparse.Namespace) -> int:
+    from fastif_ext.comparison import make_sampler
+    from fastif_ext.data import loader
+    from fastif_ext.extract import extract
+    from fastif_ext.removal import remove_class
+
+    progress = not arguments.quiet
+    data, model = _problem(arguments)
     extracted = extract(model, loader(data.train), layer="penultimate", progress=progress)
     sampler = make_sampler(arguments.sampler, extracted, arguments.samples, seed=arguments.seed)
     report = remove_class(
@@ -156,6 +175,30 @@ def _remove_class(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(json.dumps(report.to_dict(), indent=1))
         print(f"Written: {arguments.json}")
     return 0 if report.target_reached else 1
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from fastif_ext.comparison import make_sampler
+    from fastif_ext.diagnosis import diagnose
+
+    data, model = _problem(arguments)
+    found = diagnose(
+        model,
+        nn.functional.cross_entropy,
+        data.train,
+        (data.train.tensors[1] == arguments.class_index).nonzero().flatten(),
+        lambda extracted, seed: make_sampler(
+            arguments.sampler, extracted, arguments.samples, seed=arguments.seed + seed
+        ),
+        seeds=arguments.seeds,
+        params=arguments.params,
+        damping=arguments.damping,
+    )
+    print(found.summary())
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found.to_dict(), indent=1))
+        print(f"Written: {arguments.json}")
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -51,6 +51,19 @@ def test_remove_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(t.dtype == torch.float64 for t in state.values())
 
 
+def test_diagnose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "found.json"
+    command = "diagnose --data digits --class 3 --samples 200 --seeds 2 --quiet"
+    assert main([*command.split(), "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Diagnosis of influence with CurvatureSampler(200 of 1347 rows)" in printed
+    found = json.loads(path.read_text())["findings"]
+    assert [f["name"] for f in found if f["applies"]] == [
+        line.split("] ")[1].split(":")[0] for line in printed.splitlines() if "[!!]" in line
+    ]
+    assert len(found) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +71,7 @@ def test_remove_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ("remove-class --data mnist:/nowhere --class 1 --quiet", "/nowhere"),
         ("remove-class --data imagenet --class 1 --quiet", "imagenet"),
         ("remove-class --data digits --class 1 --samples 99999 --quiet", "99999"),
+        ("diagnose --data digits --class 1 --seeds 1 --quiet", "seeds must be at least 2"),
         ("demo --class 11 --quiet --output {tmp}", "digit from 0 to 9"),
     ],
 )
