@@ -37,6 +37,7 @@ def parser(description: str, *, sizes: Sequence[int], seeds: int) -> argparse.Ar
     p.add_argument("--seeds", type=int, default=seeds, help="draws per sampler and size")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cpu")
+    p.add_argument("--first", type=int, default=None, help="only so many runs, for a try")
     p.add_argument("--work", type=Path, default=Path("experiments"), help="trained weights, logs")
     p.add_argument("--output", type=Path, default=RESULTS, help="where the results go")
     return p
@@ -63,13 +64,16 @@ def name_of(experiment: str, arguments: argparse.Namespace) -> str:
 
 
 def run_all(
-    jobs: Iterable[tuple[dict[str, Any], Callable[[], dict[str, Any]]]], log: Path
+    jobs: Sequence[tuple[dict[str, Any], Callable[[], dict[str, Any]]]],
+    log: Path,
+    first: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run every job that the log does not hold yet; each is written to it as soon as it is done.
 
     Args:
         jobs: (key, work) pairs; the key tells the job from all others.
         log: JSON lines of {key, result}.
+        first: run only so many.
 
     Returns:
         key and result of every job, in the order of the jobs, merged into one dict each.
@@ -84,7 +88,7 @@ def run_all(
                 continue
             done[json.dumps(entry["key"], sort_keys=True)] = entry["result"]
     found = []
-    with tqdm(list(jobs), desc=log.stem, unit="run") as bar, log.open("a") as out:
+    with tqdm(jobs[:first], desc=log.stem, unit="run") as bar, log.open("a") as out:
         for key, work in bar:
             name = json.dumps(key, sort_keys=True)
             if name not in done:

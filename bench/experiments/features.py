@@ -60,7 +60,7 @@ def main() -> None:
         for label, which, name in sources
     ]
     name = common.name_of("features", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     payload = {
         **common.facts(case, arguments),
         "network": f"EfficientNet-Lite0, {arguments.size} x {arguments.size} pixels",

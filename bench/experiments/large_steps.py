@@ -79,7 +79,7 @@ def main() -> None:
     jobs: list[Any] = [
         (
             {"method": "retraining"},
-            lambda: class_metrics(case.retrained, s.test, s.class_index)._asdict(),
+            lambda: class_metrics(case.retrain(), s.test, s.class_index)._asdict(),
         )
     ]
     for seed in range(arguments.seeds):
@@ -100,7 +100,7 @@ def main() -> None:
                     for parts in PARTS
                 ]
     name = common.name_of("large_steps", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     common.save(arguments.output / f"{name}.json", common.facts(case, arguments), records)
 
 

@@ -78,7 +78,7 @@ def main() -> None:
         for name in SAMPLERS
     ]
     name = common.name_of("lissa", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     payload = {**common.facts(case, arguments), "largest_eigenvalue": top, "max_iter": MAX_ITER}
     common.save(arguments.output / f"{name}.json", payload, records)
 

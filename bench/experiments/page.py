@@ -45,13 +45,14 @@ intervals over seeds, p values are Wilcoxon's signed-rank test over seeds.
 
 def conditions(r: Results, experiment: str) -> str:
     """One line on what was run where."""
-    name = r["path"].stem.removeprefix(f"{experiment}-")
+    name = r["path"].stem.removeprefix(f"{experiment}-").partition("-damping-")[0]
     whole = " --whole" if name.endswith("-whole") else ""
     setting = name.removesuffix("-whole")
+    damping = f" --damping {r['damping']:g}" if experiment == "samplers" and r["damping"] else ""
     size = f"{r['train_rows']:,} training rows, {r['parameters']:,} parameters moved"
     return (
-        f"`python bench/experiments/{experiment}.py --setting {setting}{whole}`: {size}, class "
-        f"{r['class_index']} ({r['class']}) removed, model's test accuracy "
+        f"`python bench/experiments/{experiment}.py --setting {setting}{whole}{damping}`: {size}, "
+        f"class {r['class_index']} ({r['class']}) removed, model's test accuracy "
         f"{r['test_accuracy']:.3f}; {r['seeds']} seeds; torch {r['torch']}, {r['device']}, "
         f"{r['threads']} thread(s), {r['build']['cpu']}, {r['date'][:10]}."
     )
@@ -69,8 +70,10 @@ def sizes(records: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def samplers(found: list[Results]) -> str:
-    parts = ["## Samplers, subset sizes, seeds", verdicts(found)]
-    for r in found:
+    found = [r | {"damping": r.get("damping")} for r in found]
+    automatic = [r for r in found if r["damping"] is None]
+    parts = ["## Samplers, subset sizes, seeds", verdicts(automatic)]
+    for r in automatic:
         records = r["records"]
         stem = r["path"].stem
         known = {f.name for f in fields(Record)}
@@ -91,7 +94,39 @@ def samplers(found: list[Results]) -> str:
             f"{WITHIN} of exact influence's, and what a removal then costs.",
             _equal_f1(records),
         ]
+    for r in found:
+        if r["damping"] is not None:
+            parts += [
+                f"### {r['data']} with one damping for all, {r['damping']:g}",
+                conditions(r, "samplers"),
+                "The damping of a subset is above chosen from its own spectrum, which evens F1 "
+                "out. With one for all, a subset whose Hessian has an eigenvalue below -damping is "
+                "refused: there is no sound update, and F1 is that of the model as it was.",
+                _one_damping(r["records"]),
+            ]
     return "\n\n".join(parts)
+
+
+def _one_damping(records: list[dict[str, Any]]) -> str:
+    exact = next(r["f1"] for r in records if r["method"] == "exact influence")
+    rows = []
+    for m in sizes(records):
+        for name in methods(records):
+            own = [r for r in records if _is(r, name, m)]
+            failed = [r for r in own if r.get("failure")]
+            f1 = [r.get("f1", 0.0) for r in own]
+            near = sum(v >= exact - WITHIN for v in f1)
+            rows.append(
+                [m, name, f"{len(failed)} of {len(own)}", cell(f1), f"{near} of {len(own)}"]
+            )
+    head = [
+        "m",
+        "sampler",
+        "refused",
+        "F1, refused as 0",
+        f"within {WITHIN} of exact's {exact:.3f}",
+    ]
+    return table(head, rows)
 
 
 def _against(records: list[dict[str, Any]]) -> str:

@@ -68,7 +68,7 @@ def main() -> None:
         for name in ("random", "residual")
     ]
     name = common.name_of("removal_set", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     payload = {**common.facts(case, arguments), "removed_rows": len(rows), "damping": damping}
     common.save(arguments.output / f"{name}.json", payload, records)
 

@@ -10,7 +10,8 @@ Beside the samplers stand retraining, the influence with all rows and plain grad
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from typing import Any
 
 import common
@@ -24,9 +25,13 @@ SEEDS = 25
 def main() -> None:
     arguments = common.parser(__doc__.splitlines()[0], sizes=SIZES, seeds=SEEDS)
     arguments.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    arguments.add_argument("--damping", type=float, default=None, help="for all; default: auto")
     arguments = arguments.parse_args()
     case = common.load_case(arguments)
-    comparison = Comparison(case.setting, case.extracted)
+    setting = case.setting
+    if arguments.damping is not None:
+        setting = replace(setting, damping=arguments.damping)
+    comparison = Comparison(setting, case.extracted)
     n = len(case.setting.train)
 
     def result(record: Record) -> dict[str, Any]:
@@ -48,13 +53,17 @@ def main() -> None:
         for s in arguments.samplers
     ]
     name = common.name_of("samplers", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    if arguments.damping is not None:
+        name += f"-damping-{arguments.damping:g}"
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     payload = {**common.facts(case, arguments), "common_damping": comparison.common_damping}
+    payload["damping"] = arguments.damping
     common.save(arguments.output / f"{name}.json", payload, records)
 
 
 def _retrained(case: Any, comparison: Comparison) -> Record:
-    return comparison.retrained(case.retrained, case.retrain_seconds)
+    start = time.perf_counter()
+    return comparison.retrained(case.retrain(), time.perf_counter() - start)
 
 
 if __name__ == "__main__":

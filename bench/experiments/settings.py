@@ -16,7 +16,7 @@ Trained weights are kept in a work folder.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,8 @@ class Case:
     setting: Setting
     extracted: Extracted
     images: datasets.LoadedData
-    retrained: nn.Module
-    retrain_seconds: float
+    retrain: Callable[[], nn.Module]
+    """Trains the moved layers anew, from fresh weights, without the class."""
     facts: dict[str, object]
 
 
@@ -59,7 +59,7 @@ def load(
     class_index: int | None = None,
     device: str = "cpu",
 ) -> Case:
-    """Data, trained model, features and the retrained model of a setting.
+    """Data, trained model and features of a setting.
 
     Args:
         name: one of NAMES.
@@ -88,9 +88,6 @@ def load(
         below, moved = _parts(name, model)
         train_set, test_set = (_features(below, s) for s in (images.train, images.test))
     facts["parameters"] = sum(p.numel() for p in moved.parameters())
-    start = time.perf_counter()
-    retrained = _retrained(name, whole, moved, train_set, removed)
-    seconds = time.perf_counter() - start
     extracted = extract(moved, loader(train_set), layer="penultimate", progress=False)
     last = name in ("mnist", "cifar10") and not whole
     setting = Setting(
@@ -102,7 +99,11 @@ def load(
         tol=1e-3,
         curvature="linear-softmax" if last else "hessian",
     )
-    return Case(name, setting, extracted, images, retrained, seconds, facts)
+
+    def retrain() -> nn.Module:
+        return _retrained(name, whole, moved, train_set, removed)
+
+    return Case(name, setting, extracted, images, retrain, facts)
 
 
 def _trained(
@@ -112,14 +113,14 @@ def _trained(
     model = models.build(models.default_model(name), seed=0, dtype=dtype)
     if weights is not None:
         return models.load_weights(model, weights).to(device)
-    if name == "digits":
-        train_lbfgs(model, *images.train.tensors, l2=L2)
-        return model
     kept = work / f"{name}.pt"
     if kept.is_file():
         return models.load_weights(model, kept).to(device)
-    print(f"training {name}: {EPOCHS[name]} epochs", flush=True)
-    train(model, images.train, epochs=EPOCHS[name], progress=True, device=device)
+    print(f"training {name}", flush=True)
+    if name == "digits":
+        train_lbfgs(model, *images.train.tensors, l2=L2)
+    else:
+        train(model, images.train, epochs=EPOCHS[name], progress=True, device=device)
     work.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), kept)
     return model
@@ -145,7 +146,6 @@ def _features(below: nn.Module, data: TensorDataset) -> TensorDataset:
 def _retrained(
     name: str, whole: bool, moved: nn.Module, data: TensorDataset, removed: int
 ) -> nn.Module:
-    """The moved layers trained anew, from fresh weights, without the class."""
     kept = take(data, (data.tensors[1] != removed).nonzero().flatten())
     x, y = kept.tensors
     fresh = models.build(models.default_model(name), seed=0, dtype=x.dtype)

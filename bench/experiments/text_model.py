@@ -97,7 +97,7 @@ def main() -> None:
         for m in arguments.sizes
         for name in SAMPLERS
     ]
-    records = common.run_all(jobs, arguments.work / "text_model.jsonl")
+    records = common.run_all(jobs, arguments.work / "text_model.jsonl", arguments.first)
     block = sum(p.numel() for p in top.block.parameters())
     about = (
         f"`python bench/experiments/text_model.py`: {len(data.train):,} rows of six lines of "

@@ -87,7 +87,7 @@ def main() -> None:
         for name in SAMPLERS
     ]
     name = common.name_of("variants", arguments)
-    records = common.run_all(jobs, arguments.work / f"{name}.jsonl")
+    records = common.run_all(jobs, arguments.work / f"{name}.jsonl", arguments.first)
     payload = {
         **common.facts(case, arguments),
         "selected": int(mask.sum()),
