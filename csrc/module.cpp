@@ -37,9 +37,15 @@ py::dict build_info() {
       "gcc " __VERSION__;
 #endif
   info["cpu"] = cpu_level();
+#ifdef FASTIF_CUDA
+  info["cuda"] = true;
+  info["cuda_reason"] = py::none();
+  info["cuda_architectures"] = py::str(FASTIF_ARCHITECTURES).attr("split")(";");
+#else
   info["cuda"] = false;
-  info["cuda_reason"] = "this version of fastif_ext has CPU kernels only";
+  info["cuda_reason"] = FASTIF_NO_CUDA;
   info["cuda_architectures"] = py::list();
+#endif
   return info;
 }
 

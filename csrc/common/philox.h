@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FASTIF_HOST_DEVICE __host__ __device__
-#else
-#define FASTIF_HOST_DEVICE
-#endif
+#include "common/host_device.h"
 
 namespace fastif {
 

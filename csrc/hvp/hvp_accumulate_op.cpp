@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "common/torch_op.h"
+#include "common/run_on.h"
 #include "hvp/parameter_list.h"
 
 namespace fastif {
@@ -18,15 +18,20 @@ void hvp_accumulate(Tensor acc, std::vector<Tensor> hvp, double weight) {
     using T = decltype(t);
     using G = decltype(g);
     const auto pointers = list.pointers<G>();
-    hvp_accumulate_cpu(HvpAccumulate<T, G>{R, p, int64_t(pointers.size()), pointers.data(),
-                                           list.lengths.data(), mutable_data<T>(acc), weight},
-                       torch_pool());
+    const HvpAccumulate<T, G> task{R,
+                                   p,
+                                   int64_t(pointers.size()),
+                                   pointers.data(),
+                                   list.lengths.data(),
+                                   mutable_data<T>(acc),
+                                   weight};
+    run_on(
+        acc, [&](const Pool& pool) { hvp_accumulate_cpu(task, pool); },
+        [&](const auto& gpu) { hvp_accumulate_cuda(task, gpu); });
   });
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("hvp_accumulate_", TORCH_BOX(&fastif::hvp_accumulate));
-}
+FASTIF_REGISTER("hvp_accumulate_", fastif::hvp_accumulate)

@@ -4,7 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "common/torch_op.h"
+#include "common/run_on.h"
+#include "hvp/hvp_accumulate.h"
 #include "hvp/softmax_hvp.h"
 
 namespace fastif {
@@ -28,8 +29,10 @@ Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(t, dim, start, length);
 }
 
+// On torch's threads.
 template <class A>
-Tensor product(const Tensor& x, const Tensor& probs, const Tensor& v, const A* weight, bool bias) {
+Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Tensor& v,
+               const A* weight, bool bias) {
   const int64_t n = x.size(0), d = x.size(1), C = probs.size(1), R = v.size(0), outputs = R * C;
   const int64_t columns = bias ? d + 1 : d;
   Tensor result = torch::stable::new_zeros(v, {R, C, columns});
@@ -44,7 +47,7 @@ Tensor product(const Tensor& x, const Tensor& probs, const Tensor& v, const A* w
   const int64_t blocks = ceil_div(n, plan.rows);
   const Tensor sums = torch::stable::new_zeros(v, {plan.groups, outputs, d});
   std::vector<A> bias_sums(bias ? plan.groups * outputs : 0, A(0));
-  parallel_tasks(torch_pool(), plan.groups, [&](int64_t group) {
+  parallel_tasks(pool, plan.groups, [&](int64_t group) {
     const Tensor z = torch::stable::new_empty(v, {plan.rows, outputs});
     const Tensor u = torch::stable::new_empty(v, {plan.rows, outputs});
     const Tensor term = torch::stable::new_empty(v, {outputs, d});
@@ -53,16 +56,12 @@ Tensor product(const Tensor& x, const Tensor& probs, const Tensor& v, const A* w
     for (int64_t block = first; block < last; ++block) {
       const int64_t row = block * plan.rows, rows = std::min(plan.rows, n - row);
       const Tensor part = narrow(x, 0, row, rows);
-      Tensor z_part = narrow(z, 0, 0, rows);
-      const Tensor u_part = narrow(u, 0, 0, rows);
-      A* tangents = mutable_data<A>(z_part);
+      const Tensor z_part = narrow(z, 0, 0, rows), u_part = narrow(u, 0, 0, rows);
       gemm(z_part, part, slope_t);
-      for (int64_t i = 0; bias && i < rows; ++i)
-        add(tangents + i * outputs, offset.data(), outputs);
-      softmax_hvp_rows(
-          SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, tangents,
-                        weight ? weight + row : nullptr, mutable_data<A>(u_part), outputs, C},
-          0, rows);
+      softmax_hvp_rows(SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, data<A>(z_part),
+                                     weight ? weight + row : nullptr, mutable_data<A>(u_part),
+                                     outputs, C, bias ? offset.data() : nullptr},
+                       0, rows);
       gemm(term, torch::stable::transpose(u_part, 0, 1), part);
       add(mutable_data<A>(sum), data<A>(term), outputs * d);
       A* bias_sum = bias_sums.data() + group * outputs;
@@ -80,6 +79,58 @@ Tensor product(const Tensor& x, const Tensor& probs, const Tensor& v, const A* w
   }
   return result;
 }
+
+#ifdef FASTIF_CUDA
+// On a GPU: block after block on one stream, so that sums are in order. Blocks are large enough to
+// fill it, and their z and u stay in its second-level cache.
+template <class A>
+Tensor product(const Gpu& gpu, const Tensor& x, const Tensor& probs, const Tensor& v,
+               const A* weight, bool bias) {
+  const int64_t n = x.size(0), d = x.size(1), C = probs.size(1), R = v.size(0), outputs = R * C;
+  const int64_t columns = bias ? d + 1 : d;
+  if (n == 0 || outputs == 0) return torch::stable::new_zeros(v, {R, C, columns});
+  const Tensor flat = torch::stable::view(v, {outputs, columns});
+  const Tensor slope_t = torch::stable::transpose(narrow(flat, 1, 0, d), 0, 1);
+  const Tensor offset = torch::stable::contiguous(narrow(flat, 1, columns - 1, 1));
+
+  const int64_t block = std::clamp<int64_t>((1 << 22) / outputs, 256, n > 256 ? n : 256);
+  const Tensor z = torch::stable::new_empty(v, {std::min(block, n), outputs});
+  const Tensor u = torch::stable::new_empty(v, {std::min(block, n), outputs});
+  const Tensor term = torch::stable::new_empty(v, {outputs, d});
+  const Tensor sum = torch::stable::new_zeros(v, {outputs, d});
+  const Tensor bias_sum = torch::stable::new_zeros(v, {outputs});
+  auto accumulate = [&](const Tensor& total, const Tensor& part, int64_t length) {
+    const A* parts[] = {data<A>(part)};
+    hvp_accumulate_cuda(
+        HvpAccumulate<A, A>{1, length, 1, parts, &length, mutable_data<A>(total), 1.0}, gpu);
+  };
+  for (int64_t row = 0; row < n; row += block) {
+    const int64_t rows = std::min(block, n - row);
+    const Tensor part = narrow(x, 0, row, rows);
+    const Tensor z_part = narrow(z, 0, 0, rows), u_part = narrow(u, 0, 0, rows);
+    gemm(z_part, part, slope_t);
+    softmax_hvp_cuda(SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, data<A>(z_part),
+                                   weight ? weight + row : nullptr, mutable_data<A>(u_part),
+                                   outputs, C, bias ? data<A>(offset) : nullptr},
+                     gpu);
+    gemm(term, torch::stable::transpose(u_part, 0, 1), part);
+    accumulate(sum, term, outputs * d);
+    if (bias) {
+      const int64_t over_rows[] = {0};
+      accumulate(bias_sum, torch::stable::sum(u_part, over_rows), outputs);
+    }
+  }
+
+  Tensor result = torch::stable::new_empty(v, {outputs, columns});
+  Tensor slope_out = narrow(result, 1, 0, d);
+  torch::stable::copy_(slope_out, sum);
+  if (bias) {
+    Tensor bias_out = narrow(result, 1, d, 1);
+    torch::stable::copy_(bias_out, torch::stable::view(bias_sum, {outputs, 1}));
+  }
+  return torch::stable::view(result, {R, C, columns});
+}
+#endif
 
 Tensor linear_softmax_hvp(const Tensor& x, const Tensor& probs, const Tensor& v,
                           std::optional<Tensor> weight) {
@@ -105,16 +156,19 @@ Tensor linear_softmax_hvp(const Tensor& x, const Tensor& probs, const Tensor& v,
   const int64_t R = v.dim() == 3 ? v.size(0) : 1;
   const Tensor batch = torch::stable::view(prepare(v), {R, C, columns});
   const bool bias = columns == x.size(1) + 1;
-  Tensor result = wide ? product<double>(prepare(x), prepare(probs), batch,
-                                         weight ? data<double>(*weight) : nullptr, bias)
-                       : product<float>(prepare(x), prepare(probs), batch,
-                                        weight ? data<float>(*weight) : nullptr, bias);
+  const Tensor rows = prepare(x), p = prepare(probs);
+  auto run = [&](auto a) {
+    using A = decltype(a);
+    const A* w = weight ? data<A>(*weight) : nullptr;
+    return run_on(
+        rows, [&](const Pool& pool) { return product<A>(pool, rows, p, batch, w, bias); },
+        [&](const auto& gpu) { return product<A>(gpu, rows, p, batch, w, bias); });
+  };
+  const Tensor result = wide ? run(double{}) : run(float{});
   return v.dim() == 3 ? result : torch::stable::view(result, {C, columns});
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("linear_softmax_hvp", TORCH_BOX(&fastif::linear_softmax_hvp));
-}
+FASTIF_REGISTER("linear_softmax_hvp", fastif::linear_softmax_hvp)

@@ -9,7 +9,7 @@
 // - hvp is the product H h as autograd returns it: one tensor [R, *shape] per parameter, in order,
 //   their sizes adding up to p. It may be float16 or bfloat16 where h is float32.
 // - h and v are float32 or float64, of one dtype; h is contiguous. Arithmetic is in h's dtype,
-//   the two norms are summed in double.
+//   the two norms are summed in double, in an order of each device's own.
 // - mask: where it is false, h is set to zero and nothing is counted.
 // - Deterministic: fixed chunks, summed in chunk order; the number of threads changes no bit.
 // - p = 0 and R = 0 give zero norms and finite = true.
@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
 
 namespace fastif {
@@ -38,5 +39,7 @@ struct LissaUpdate {
 
 template <class T, class G>
 void lissa_update_cpu(const LissaUpdate<T, G>& task, const Pool& pool);
+template <class T, class G>
+void lissa_update_cuda(const LissaUpdate<T, G>& task, const Gpu& gpu);
 
 }  // namespace fastif

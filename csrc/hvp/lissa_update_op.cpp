@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/torch_op.h"
+#include "common/run_on.h"
 #include "hvp/parameter_list.h"
 
 namespace fastif {
@@ -36,12 +36,22 @@ std::tuple<Tensor, Tensor, Tensor> lissa_update(Tensor h, const Tensor& v, std::
     using T = decltype(t);
     using G = decltype(g);
     const auto pointers = list.pointers<G>();
-    lissa_update_cpu(LissaUpdate<T, G>{R, p, int64_t(pointers.size()), pointers.data(),
-                                       list.lengths.data(), mutable_data<T>(h),
-                                       data<T>(v_contiguous), mask ? data<bool>(*mask) : nullptr,
-                                       damping, scale, mutable_data<double>(delta_sq),
-                                       mutable_data<double>(norm_sq), mutable_data<bool>(finite)},
-                     torch_pool());
+    const LissaUpdate<T, G> task{R,
+                                 p,
+                                 int64_t(pointers.size()),
+                                 pointers.data(),
+                                 list.lengths.data(),
+                                 mutable_data<T>(h),
+                                 data<T>(v_contiguous),
+                                 mask ? data<bool>(*mask) : nullptr,
+                                 damping,
+                                 scale,
+                                 mutable_data<double>(delta_sq),
+                                 mutable_data<double>(norm_sq),
+                                 mutable_data<bool>(finite)};
+    run_on(
+        h, [&](const Pool& pool) { lissa_update_cpu(task, pool); },
+        [&](const auto& gpu) { lissa_update_cuda(task, gpu); });
   });
   return {delta_sq, norm_sq, finite};
 }
@@ -49,6 +59,4 @@ std::tuple<Tensor, Tensor, Tensor> lissa_update(Tensor h, const Tensor& v, std::
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("lissa_update_", TORCH_BOX(&fastif::lissa_update));
-}
+FASTIF_REGISTER("lissa_update_", fastif::lissa_update)

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "common/clones.h"
 #include "common/simd.h"
@@ -10,11 +11,11 @@ namespace {
 constexpr int64_t kTaskElements = 1 << 15;
 
 // Rows begin ... end - 1 of one right-hand side, C at least the number of lanes. A last vector that
-// overlaps the one before it is computed twice and counted once.
+// overlaps the one before it is computed twice and counted once. `offset` is not null.
 template <class T>
-FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* weight,
-                             accumulate_t<T>* u, int64_t classes, int64_t row_stride, int64_t begin,
-                             int64_t end) {
+FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* offset,
+                             const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t classes,
+                             int64_t row_stride, int64_t begin, int64_t end) {
   using V = typename Simd<T>::vector;
   constexpr int64_t kLanes = Simd<T>::lanes;
   const int64_t whole = classes / kLanes * kLanes, last = classes - kLanes;
@@ -23,22 +24,24 @@ FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* 
     const T* x = z + i * row_stride;
     accumulate_t<T>* out = u + i * row_stride;
     V dot{};
-    for (int64_t c = 0; c < whole; c += kLanes) dot += load(p + c) * load(x + c);
+    for (int64_t c = 0; c < whole; c += kLanes)
+      dot += load(p + c) * (load(x + c) + load(offset + c));
     accumulate_t<T> mean = sum_lanes(dot);
-    for (int64_t c = whole; c < classes; ++c) mean += to_float(p[c]) * to_float(x[c]);
+    for (int64_t c = whole; c < classes; ++c) mean += to_float(p[c]) * (to_float(x[c]) + offset[c]);
     const accumulate_t<T> w = weight == nullptr ? accumulate_t<T>(1) : weight[i];
     for (int64_t c = 0; c < whole; c += kLanes)
-      store(out + c, w * (load(p + c) * (load(x + c) - mean)));
-    if (whole < classes) store(out + last, w * (load(p + last) * (load(x + last) - mean)));
+      store(out + c, w * (load(p + c) * (load(x + c) + load(offset + c) - mean)));
+    if (whole < classes)
+      store(out + last, w * (load(p + last) * (load(x + last) + load(offset + last) - mean)));
   }
 }
 
 // The same for rows shorter than a vector: kLanes rows at a time, turned so that lanes run over
 // rows.
 template <class T>
-FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>* weight,
-                               accumulate_t<T>* u, int64_t classes, int64_t row_stride,
-                               int64_t begin, int64_t end) {
+FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>* offset,
+                               const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t classes,
+                               int64_t row_stride, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   using V = typename Simd<T>::vector;
   constexpr int64_t kLanes = Simd<T>::lanes;
@@ -48,7 +51,7 @@ FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < classes; ++c) {
         p[c * kLanes + r] = to_float(probs[(i + r) * classes + c]);
-        x[c * kLanes + r] = to_float(z[(i + r) * row_stride + c]);
+        x[c * kLanes + r] = to_float(z[(i + r) * row_stride + c]) + offset[c];
       }
     }
     A w[kLanes];
@@ -69,9 +72,11 @@ FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>
 template <class T>
 void softmax_hvp_rows(const SoftmaxHvp<T>& task, int64_t begin, int64_t end) {
   const auto rows = task.classes < Simd<T>::lanes ? narrow_rows<T> : wide_rows<T>;
+  const std::vector<accumulate_t<T>> none(task.offset == nullptr ? task.classes : 0);
   for (int64_t r = 0; r < task.right_hand_sides; ++r) {
-    rows(task.probs, task.z + r * task.rhs_stride, task.weight, task.u + r * task.rhs_stride,
-         task.classes, task.row_stride, begin, end);
+    rows(task.probs, task.z + r * task.rhs_stride,
+         task.offset == nullptr ? none.data() : task.offset + r * task.classes, task.weight,
+         task.u + r * task.rhs_stride, task.classes, task.row_stride, begin, end);
   }
 }
 

@@ -2,7 +2,7 @@
 
 #include <optional>
 
-#include "common/torch_op.h"
+#include "common/run_on.h"
 
 namespace fastif {
 namespace {
@@ -27,10 +27,12 @@ Tensor softmax_hvp(const Tensor& probs, const Tensor& z, std::optional<Tensor> w
   dispatch_floating("softmax_hvp", z.scalar_type(), [&](auto t) {
     using T = decltype(t);
     using A = accumulate_t<T>;
-    softmax_hvp_cpu(
-        SoftmaxHvp<T>{n, C, R, data<T>(p), data<T>(x), weight ? data<A>(*weight) : nullptr,
-                      mutable_data<A>(u), C, n * C},
-        torch_pool());
+    const SoftmaxHvp<T> task{
+        n, C,    R, data<T>(p), data<T>(x), weight ? data<A>(*weight) : nullptr, mutable_data<A>(u),
+        C, n * C};
+    run_on(
+        z, [&](const Pool& pool) { softmax_hvp_cpu(task, pool); },
+        [&](const auto& gpu) { softmax_hvp_cuda(task, gpu); });
   });
   return u;
 }
@@ -38,6 +40,4 @@ Tensor softmax_hvp(const Tensor& probs, const Tensor& z, std::optional<Tensor> w
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("softmax_hvp", TORCH_BOX(&fastif::softmax_hvp));
-}
+FASTIF_REGISTER("softmax_hvp", fastif::softmax_hvp)

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/numeric_types.h"
 #include "common/parallel.h"
 
 #define EXPECT(condition, ...)                                             \
@@ -52,6 +53,26 @@ std::vector<T> normal(int64_t n, unsigned seed) {
   std::normal_distribution<double> draw;
   std::vector<T> values(n);
   for (auto& value : values) value = T(draw(engine));
+  return values;
+}
+
+// Any value as a storage type, halves by cutting digits off.
+template <class T>
+T from_float(float x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return {uint16_t(std::bit_cast<uint32_t>(x) >> 16)};
+  } else if constexpr (std::is_same_v<T, Half>) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x * 0x1p-112f);
+    return {uint16_t((bits >> 16 & 0x8000u) | (bits >> 13 & 0x7fffu))};
+  } else {
+    return T(x);
+  }
+}
+template <class T>
+std::vector<T> random_values(int64_t n, unsigned seed) {
+  std::vector<T> values(n);
+  const auto floats = normal<float>(n, seed);
+  for (int64_t i = 0; i < n; ++i) values[i] = from_float<T>(floats[i]);
   return values;
 }
 
