@@ -22,11 +22,12 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict: ``version``, ``built_with_torch``, ``stable_abi`` (the torch versions that can load
         this binary), ``compiler``, ``cpu`` (the SIMD level in use here), ``cuda`` (whether CUDA
-        kernels were built), ``cuda_reason`` (why not) and ``cuda_architectures``.
+        kernels were built), ``cuda_reason`` (why not, and what to do) and ``cuda_architectures``.
 
     Example:
         >>> import fastif_ext as fi
-        >>> fi.build_info()["cuda"]
-        False
+        >>> info = fi.build_info()
+        >>> info["cuda"] == (info["cuda_reason"] is None) == bool(info["cuda_architectures"])
+        True
     """
     return dict(_C.build_info())

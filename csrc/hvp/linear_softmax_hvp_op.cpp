@@ -25,7 +25,7 @@ void add(A* sum, const A* terms, int64_t length) {
   for (int64_t i = 0; i < length; ++i) sum[i] += terms[i];
 }
 
-Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
+Tensor slice(Tensor t, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(t, dim, start, length);
 }
 
@@ -38,7 +38,7 @@ Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Ten
   Tensor result = torch::stable::new_zeros(v, {R, C, columns});
   if (n == 0 || outputs == 0) return result;
   const Tensor flat = torch::stable::view(v, {outputs, columns});
-  const Tensor slope = narrow(flat, 1, 0, d);
+  const Tensor slope = slice(flat, 1, 0, d);
   const Tensor slope_t = torch::stable::transpose(slope, 0, 1);
   std::vector<A> offset(bias ? outputs : 0);
   for (int64_t o = 0; o < int64_t(offset.size()); ++o) offset[o] = data<A>(flat)[o * columns + d];
@@ -55,8 +55,8 @@ Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Ten
     const int64_t first = blocks * group / plan.groups, last = blocks * (group + 1) / plan.groups;
     for (int64_t block = first; block < last; ++block) {
       const int64_t row = block * plan.rows, rows = std::min(plan.rows, n - row);
-      const Tensor part = narrow(x, 0, row, rows);
-      const Tensor z_part = narrow(z, 0, 0, rows), u_part = narrow(u, 0, 0, rows);
+      const Tensor part = slice(x, 0, row, rows);
+      const Tensor z_part = slice(z, 0, 0, rows), u_part = slice(u, 0, 0, rows);
       gemm(z_part, part, slope_t);
       softmax_hvp_rows(SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, data<A>(z_part),
                                      weight ? weight + row : nullptr, mutable_data<A>(u_part),
@@ -90,8 +90,8 @@ Tensor product(const Gpu& gpu, const Tensor& x, const Tensor& probs, const Tenso
   const int64_t columns = bias ? d + 1 : d;
   if (n == 0 || outputs == 0) return torch::stable::new_zeros(v, {R, C, columns});
   const Tensor flat = torch::stable::view(v, {outputs, columns});
-  const Tensor slope_t = torch::stable::transpose(narrow(flat, 1, 0, d), 0, 1);
-  const Tensor offset = torch::stable::contiguous(narrow(flat, 1, columns - 1, 1));
+  const Tensor slope_t = torch::stable::transpose(slice(flat, 1, 0, d), 0, 1);
+  const Tensor offset = torch::stable::contiguous(slice(flat, 1, columns - 1, 1));
 
   const int64_t block = std::clamp<int64_t>((1 << 22) / outputs, 256, n > 256 ? n : 256);
   const Tensor z = torch::stable::new_empty(v, {std::min(block, n), outputs});
@@ -106,8 +106,8 @@ Tensor product(const Gpu& gpu, const Tensor& x, const Tensor& probs, const Tenso
   };
   for (int64_t row = 0; row < n; row += block) {
     const int64_t rows = std::min(block, n - row);
-    const Tensor part = narrow(x, 0, row, rows);
-    const Tensor z_part = narrow(z, 0, 0, rows), u_part = narrow(u, 0, 0, rows);
+    const Tensor part = slice(x, 0, row, rows);
+    const Tensor z_part = slice(z, 0, 0, rows), u_part = slice(u, 0, 0, rows);
     gemm(z_part, part, slope_t);
     softmax_hvp_cuda(SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, data<A>(z_part),
                                    weight ? weight + row : nullptr, mutable_data<A>(u_part),
@@ -122,10 +122,10 @@ Tensor product(const Gpu& gpu, const Tensor& x, const Tensor& probs, const Tenso
   }
 
   Tensor result = torch::stable::new_empty(v, {outputs, columns});
-  Tensor slope_out = narrow(result, 1, 0, d);
+  Tensor slope_out = slice(result, 1, 0, d);
   torch::stable::copy_(slope_out, sum);
   if (bias) {
-    Tensor bias_out = narrow(result, 1, d, 1);
+    Tensor bias_out = slice(result, 1, d, 1);
     torch::stable::copy_(bias_out, torch::stable::view(bias_sum, {outputs, 1}));
   }
   return torch::stable::view(result, {R, C, columns});

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastif_ext.build import build_info
+
+_CUDA, _NO_CUDA = (build_info()[key] for key in ("cuda", "cuda_reason"))
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -43,11 +46,23 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
         where = ", ".join(f"{name} on {t.device}" for name, t in given.items())
         raise ValueError(f"{op}: all tensors must be on one device, got {where}")
     device = devices.pop()
-    if device.type not in ("cpu", "meta"):
+    if device.type == "cuda" and not _CUDA:
         raise NotImplementedError(
-            f"{op}: tensors are on {device}, but this build of fastif_ext has CPU kernels only "
-            f"(see fastif_ext.build_info()). Move them with .cpu()"
+            f"{op}: tensors are on {device}, but this build of fastif_ext has no CUDA kernels: "
+            f"{_NO_CUDA}. Or move the tensors with .cpu()"
         )
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise NotImplementedError(
+            f"{op}: tensors are on {device}; fastif_ext has kernels for cpu and cuda. Move them "
+            f"with .cpu()"
+        )
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether values may be looked at now: not while tracing or while capturing a CUDA graph."""
+    if tensor.device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_no_grad(op: str, **tensors: Tensor | None) -> None:
