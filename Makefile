@@ -1,4 +1,4 @@
-# make demo | test | native-test | bench | lint | clean
+# make demo | test | native-test | bench | gpu | gpu-experiments | lint | clean
 #
 # Each target does all its own set-up. If PYTHON has torch >= 2.11 it is used as it is; otherwise, or
 # when TORCH=version is given, a virtual environment with that torch is made.
@@ -26,7 +26,7 @@ else
 endif
 
 TOOLS := "setuptools>=77" "pybind11>=2.12" ninja wheel
-.PHONY: demo test native-test bench lint install which-python clean
+.PHONY: demo test native-test cuda-check bench gpu gpu-experiments lint install which-python clean
 
 demo: install
 	cd build && $(PY) -m fastif_ext demo --output ../demo
@@ -51,19 +51,31 @@ endif
 native-test:
 	cmake -S . -B build/native
 	cmake --build build/native --parallel $$(nproc)
-	ctest --test-dir build/native --output-on-failure
+	ctest --test-dir build/native --output-on-failure --parallel $$(nproc)
+
+# Compiles and links every CUDA kernel for three generations, without a GPU or a CUDA torch; fails
+# where registers spill.
+cuda-check:
+	cmake -S . -B build/native -DFASTIF_CUDA=ON
+	cmake --build build/native --parallel $$(nproc) --target fastif_cuda
+	.ci/cuda_report build/native/cuda/sm_*
 
 bench: install
 	mkdir -p build/bench
 	cd build && $(PY) -m pytest ../bench -o python_files='bench_*.py' --benchmark-columns=median,iqr \
 	  --benchmark-sort=name --benchmark-json=bench/cpu.json $(ARGS)
 
+# On a machine with a GPU, nvcc and a CUDA torch; PYTHON is used as it is.
+RESULTS ?= bench/results
+gpu:
+	.ci/gpu $(PYTHON) $(RESULTS)
+
 lint: install
 	$(PY) -m pip install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -c "from clang_format import clang_format; clang_format()" --dry-run -Werror \
-	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 	$(PY) -m mypy
 
 which-python:

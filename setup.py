@@ -64,7 +64,9 @@ def cuda_home() -> Path | None:
         places += [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]]
     places += ["/usr/local/cuda", *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
     for place in places:
-        if place and all((Path(place) / f).exists() for f in ("bin/nvcc", "include/cuda_runtime.h")):
+        if place and all(
+            (Path(place) / f).exists() for f in ("bin/nvcc", "include/cuda_runtime.h")
+        ):
             return Path(place)
     return None
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import floors
 import pytest
 import torch
+from cases import cases
 from torch import Tensor
 
 import fastif_ext as fi
 
-CASES = [(50_000, 10, 160), (1_000_000, 10, 160), (200_000, 100, 100), (1_000_000, 100, 100)]
+Timed = Callable[..., None]
+CLASSES = {
+    "cpu": [(50_000, 10, 160), (1_000_000, 10, 160), (200_000, 100, 100), (1_000_000, 100, 100)],
+    "cuda": [
+        (50_000, 10, 160),
+        (1_000_000, 10, 160),
+        (1_000_000, 100, 100),
+        (1_000_000, 1000, 100),
+    ],
+}
+POOL = {"cpu": [(50_000, 10), (1_000_000, 10)], "cuda": [(50_000, 10), (1_000_000, 1000)]}
 
 
 def gumbel_topk(logits: Tensor, k: int) -> Tensor:
@@ -31,14 +43,18 @@ IMPLEMENTATIONS: dict[str, Callable[[Tensor, int], object]] = {
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("n", "classes", "k"), CASES)
+@pytest.mark.parametrize("case", cases(CLASSES))
 def test_class_multinomial(
-    name: str, n: int, classes: int, k: int, rows: Callable[[int], int], timed: Callable[..., None]
+    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
 ) -> None:
+    n, classes, k = here(case)
     n = rows(n)
-    logits = 3 * torch.randn(n, classes)
     k = min(k, n)
-    timed(f"class_multinomial n={n} Y={classes} k={k}", lambda: IMPLEMENTATIONS[name](logits, k))
+    if name.startswith("torch.multinomial") and n > 1 << 24:
+        pytest.skip("torch.multinomial takes 2^24 rows at most")
+    logits = 3 * torch.randn(n, classes, device=device)
+    group = f"class_multinomial n={n} Y={classes} k={k}"
+    timed(group, lambda: IMPLEMENTATIONS[name](logits, k), floors.read_logits(n, classes))
 
 
 def curvature_twin(logits: Tensor, m: int) -> Tensor:
@@ -47,15 +63,17 @@ def curvature_twin(logits: Tensor, m: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["fastif_ext", "eager + torch.multinomial"])
-@pytest.mark.parametrize(("n", "classes"), [(50_000, 10), (1_000_000, 10)])
+@pytest.mark.parametrize("case", cases(POOL))
 def test_curvature_multinomial(
-    name: str, n: int, classes: int, rows: Callable[[int], int], timed: Callable[..., None]
+    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
 ) -> None:
+    n, classes = here(case)
     n = rows(n)
-    logits = 3 * torch.randn(n, classes)
+    logits = 3 * torch.randn(n, classes, device=device)
     m = min(400, n)
     call = {
         "fastif_ext": lambda: fi.curvature_multinomial(logits, m, seed=0),
         "eager + torch.multinomial": lambda: curvature_twin(logits, m),
     }[name]
-    timed(f"curvature_multinomial n={n} Y={classes} m={m}", call)
+    group = f"curvature_multinomial n={n} Y={classes} m={m}"
+    timed(group, call, floors.read_logits(n, classes))

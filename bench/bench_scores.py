@@ -18,13 +18,13 @@ Timed = Callable[..., None]
 WAYS = ("fastif_ext", "forward mode", "per-example gradients")
 
 
-def ways(network: str, rows: int, count: int) -> dict[str, Callable[[], Any]]:
+def ways(network: str, rows: int, count: int, device: str) -> dict[str, Callable[[], Any]]:
     """Products of every example's gradient with `count` directions, three ways."""
-    model = models.build(network, seed=0).eval()
+    model = models.build(network, seed=0).eval().to(device)
     shape = (rows, 64) if network == "mlp" else (rows, 1, 28, 28)
-    x, y = torch.randn(shape), torch.randint(10, (rows,))
+    x, y = torch.randn(shape, device=device), torch.randint(10, (rows,), device=device)
     total = WeightedLoss(model, cross_entropy, (x, y))
-    v = torch.randn(count, total.selection.dim)
+    v = torch.randn(count, total.selection.dim, device=device)
     directions = total.selection.split(v)
     ours = directional_derivatives(total)
     named = {k: p.detach() for k, p in model.named_parameters()}
@@ -54,6 +54,13 @@ def ways(network: str, rows: int, count: int) -> dict[str, Callable[[], Any]]:
 @pytest.mark.parametrize("count", [1, 8, 32])
 @pytest.mark.parametrize(("network", "n"), [("mlp", 4096), ("cnn", 256)])
 def test_scores(
-    name: str, network: str, n: int, count: int, timed: Timed, rows: Callable[[int], int]
+    name: str,
+    network: str,
+    n: int,
+    count: int,
+    device: str,
+    timed: Timed,
+    rows: Callable[[int], int],
 ) -> None:
-    timed(f"scores {network} n={n} R={count}", ways(network, rows(n), count)[name])
+    call = ways(network, rows(n), count, device)[name]
+    timed(f"scores {network} n={n} R={count}", call)

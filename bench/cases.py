@@ -1,0 +1,25 @@
+"""Sizes by device: launch-bound, cache-sized, memory-bound, large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+
+Sizes = tuple[int, ...]
+
+
+def cases(table: Mapping[str, Sequence[Sizes]]) -> list[object]:
+    """Parameters for every device's sizes; the fixture `here` skips those of other devices."""
+    return [
+        pytest.param((device, *sizes), id="-".join(map(str, (device, *sizes))))
+        for device, all_sizes in table.items()
+        for sizes in all_sizes
+    ]
+
+
+def compiled(function: Callable[..., object]) -> Callable[..., object]:
+    """torch.compile in its strongest form that can be compared call by call."""
+    torch.compiler.reset()
+    return torch.compile(function, mode="max-autotune-no-cudagraphs")
