@@ -77,10 +77,7 @@ def read_logits(n: int, Y: int, *, item: int = 4) -> Work:
 def measure(device: str) -> Roofs:
     """The roofs of a device; on the CPU of as many threads as torch is set to."""
     gpu = device.startswith("cuda")
-    a = torch.empty((1 << 30) if gpu else (1 << 26), device=device)
-    b = torch.empty_like(a)
-    rate = 2 * a.numel() * a.element_size() / _seconds(lambda: b.copy_(a), device)
-    del a, b
+    rate = _copy_rate(device, 1 << (30 if gpu else 26))
     size = 8192 if gpu else 1024
     units = ["fp32", "tf32", "bf16", "fp16"] if gpu else ["fp32"]
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,6 +89,13 @@ def measure(device: str) -> Roofs:
         flops[unit] = 2.0 * size**3 / _seconds(lambda m=m: m @ m, device)
     torch.backends.cuda.matmul.allow_tf32 = before
     return Roofs(rate, flops)
+
+
+def _copy_rate(device: str, count: int) -> float:
+    """Bytes read and written per second."""
+    a = torch.empty(count, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * a.element_size() / _seconds(lambda: b.copy_(a), device)
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
