@@ -1,8 +1,8 @@
-"""Physical floors: the least memory traffic and arithmetic of each job, and what the machine can do.
+"""Physical floors: the least traffic and arithmetic of each job, and what the machine can do.
 
-A job cannot be done faster than its bytes cross memory (every input read once, every output written
-once) and its arithmetic goes through the unit that does it. Both rates are measured here, by torch:
-a large copy and a large matrix product.
+A job cannot be done faster than its bytes cross memory (every input read once, every output
+written once) and its arithmetic goes through the unit that does it. Both rates are measured here,
+by torch: a large copy and a large matrix product.
 """
 
 from __future__ import annotations

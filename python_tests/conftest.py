@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,6 +17,13 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         require_gpu()
     return request.param
+
+
+@pytest.fixture
+def everywhere(device: str) -> Iterator[str]:
+    """Runs a test on every device: new tensors lie there unless they say otherwise."""
+    with torch.device(device) if device != "cpu" else nullcontext():
+        yield device
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ from torch import Tensor
 import fastif_ext as fi
 from fastif_ext import reference
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 SHAPES = [(7,), (3, 5), (), (70001,), (0,), (2, 1, 4)]
 
 
 def lissa_case(
     R: int, dtype: torch.dtype, hvp_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    g = torch.Generator().manual_seed(R)
+    g = torch.Generator(torch.get_default_device()).manual_seed(R)
     hvp = [torch.randn(R, *s, generator=g, dtype=torch.float64).to(hvp_dtype) for s in SHAPES]
     p = sum(t[0].numel() for t in hvp)
     h, v = torch.randn(2, R, p, generator=g, dtype=torch.float64).to(dtype)
@@ -238,7 +240,7 @@ class TestLinearSoftmaxHvp:
         probs, _, w = softmax_case(50, 4, None, torch.float32)
         x, v = torch.randn(50, 6), torch.randn(4, 6)
         want = fi.linear_softmax_hvp(x, probs, v, w)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
             assert torch.equal(fi.linear_softmax_hvp(x, probs, v, w), want)
 
     def test_empty_and_non_contiguous(self) -> None:
