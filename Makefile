@@ -70,6 +70,11 @@ RESULTS ?= bench/results
 gpu:
 	.ci/gpu $(PYTHON) $(RESULTS)
 
+# The paper's settings on a GPU, after `make gpu`: DATA is a folder with mnist/ (IDX files), cifar10/
+# (its binary version) and, if it need not be trained, vgg11_cifar10.pt. Goes on where it was stopped.
+gpu-experiments:
+	.ci/gpu_experiments $(PYTHON) $(DATA) $(RESULTS)/experiments
+
 lint: install
 	$(PY) -m pip install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
 	$(PY) -m ruff format --check .

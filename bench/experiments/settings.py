@@ -17,7 +17,7 @@ Trained weights are kept in a work folder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,12 +68,13 @@ def load(
         weights: a state_dict to use in place of training.
         whole: move all parameters.
         class_index: the class to remove.
-        device: where to train and run.
+        device: where to train and run; the data are moved there whole.
     """
     if name not in NAMES:
         raise SystemExit(f"unknown setting {name!r}; there are {', '.join(NAMES)}")
     removed = CLASS[name] if class_index is None else class_index
     images = datasets.load(data or name)
+    images = replace(images, train=_on(device, images.train), test=_on(device, images.test))
     model = _trained(name, images, work, weights, device)
     facts = {
         "data": images.name,
@@ -101,26 +102,30 @@ def load(
     )
 
     def retrain() -> nn.Module:
-        return _retrained(name, whole, moved, train_set, removed)
+        return _retrained(name, whole, train_set, removed)
 
     return Case(name, setting, extracted, images, retrain, facts)
+
+
+def _on(device: str, data: TensorDataset) -> TensorDataset:
+    return TensorDataset(*(t.to(device) for t in data.tensors))
 
 
 def _trained(
     name: str, images: datasets.LoadedData, work: Path, weights: Path | None, device: str
 ) -> nn.Module:
     dtype = images.train.tensors[0].dtype
-    model = models.build(models.default_model(name), seed=0, dtype=dtype)
+    model = models.build(models.default_model(name), seed=0, dtype=dtype).to(device)
     if weights is not None:
-        return models.load_weights(model, weights).to(device)
+        return models.load_weights(model, weights)
     kept = work / f"{name}.pt"
     if kept.is_file():
-        return models.load_weights(model, kept).to(device)
+        return models.load_weights(model, kept)
     print(f"training {name}", flush=True)
     if name == "digits":
         train_lbfgs(model, *images.train.tensors, l2=L2)
     else:
-        train(model, images.train, epochs=EPOCHS[name], progress=True, device=device)
+        train(model, images.train, epochs=EPOCHS[name], progress=True)
     work.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), kept)
     return model
@@ -143,17 +148,15 @@ def _features(below: nn.Module, data: TensorDataset) -> TensorDataset:
     return TensorDataset(torch.cat(parts).flatten(1), data.tensors[1])
 
 
-def _retrained(
-    name: str, whole: bool, moved: nn.Module, data: TensorDataset, removed: int
-) -> nn.Module:
+def _retrained(name: str, whole: bool, data: TensorDataset, removed: int) -> nn.Module:
     kept = take(data, (data.tensors[1] != removed).nonzero().flatten())
     x, y = kept.tensors
-    fresh = models.build(models.default_model(name), seed=0, dtype=x.dtype)
+    fresh = models.build(models.default_model(name), seed=0, dtype=x.dtype).to(x.device)
     if name == "digits":
         train_lbfgs(fresh, x, y, l2=L2)
         return fresh
     if whole:
-        train(fresh, kept, epochs=EPOCHS[name], device=next(moved.parameters()).device.type)
+        train(fresh, kept, epochs=EPOCHS[name])
         return fresh
     _, layers = _parts(name, fresh)
     train(layers, kept, epochs=5)
