@@ -41,9 +41,15 @@ class OnGpu {
   const Gpu& gpu() const { return gpu_; }
 
  private:
-  void* allocate(int64_t bytes) {
+  // torch's own error does not come through its C interface: this one says what was asked for.
+  void* allocate(int64_t bytes) try {
     scratch_.push_back(torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device_));
     return scratch_.back().mutable_data_ptr();
+  } catch (const std::exception& error) {
+    STD_TORCH_CHECK(
+        false, "fastif_ext: CUDA out of memory: device ", int(device_.index()), " has no ", bytes,
+        " bytes for scratch; free memory, or pass fewer rows at once (", error.what(), ")");
+    return nullptr;
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
