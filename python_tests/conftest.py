@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import fastif_ext as fi
+
 
 @pytest.fixture
 def threads() -> Iterator[None]:
@@ -20,6 +22,17 @@ def threads() -> Iterator[None]:
 def one_thread(threads: None) -> None:
     """For modules of many tiny products, which a second thread only slows down."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that the kernels are for; skips what is not there."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+        if not fi.build_info()["cuda"]:
+            pytest.skip("fastif_ext was built without CUDA")
+    return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)

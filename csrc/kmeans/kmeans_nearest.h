@@ -8,7 +8,7 @@
 // - Threads change no bit. Given the same labels and distances the CPU and a GPU give the same
 // bits;
 //   but kmeans_assign's distances agree to rounding, and rows so close may change places.
-// - On a GPU n and K are below 2^32 - 1, and it takes up to 40 bytes of scratch memory a row.
+// - On a GPU n and K are below 2^32 - 1, and it takes up to 32 bytes of scratch memory a row.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@
 // - Deterministic: the order of summation depends on the labels alone; threads change no bit.
 // - The CPU and a GPU give the same bits without weight; with it the same to rounding, as the CPU's
 //   instruction set decides whether products are rounded before they are added.
-// - On a GPU n and K are below 2^32 - 1. It takes 32 bytes a row of scratch memory at most, and
-//   1/512 of x.
+// - On a GPU n and K are below 2^32 - 1. It takes 16 bytes of scratch memory a row, and sums of
+//   n/512 rows.
 #pragma once
 
 #include <cstdint>

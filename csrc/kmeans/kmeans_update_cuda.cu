@@ -140,10 +140,10 @@ __global__ void __launch_bounds__(kThreads)
       const int made = terms_count - first < round ? terms_count - first : round;
 #pragma unroll
       for (int v = 0; v < kPack; ++v) {
-        const int column = int(threadIdx.x) + v * threads;
-        if (column >= columns) continue;
+        const int own = int(threadIdx.x) + v * threads;
+        if (own >= columns) continue;
 #pragma unroll 8
-        for (int i = 0; i < made; ++i) sum[v] += buffer[i * columns + column];
+        for (int i = 0; i < made; ++i) sum[v] += buffer[i * columns + own];
       }
       buffer = buffer == terms ? terms + round * columns : terms;
     }
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kThreads)
                  : partial + (first_partial(piece.rows_before) + piece.index) * task.dim;
 #pragma unroll
     for (int v = 0; v < kPack; ++v) {
-      const int column = int(threadIdx.x) + v * threads;
-      if (column < columns && tile + column < task.dim) out[tile + column] = sum[v];
+      const int own = int(threadIdx.x) + v * threads;
+      if (own < columns && tile + own < task.dim) out[tile + own] = sum[v];
     }
   }
 }
@@ -208,7 +208,7 @@ template <class T, int kPack>
 void sum_clusters(const char* op, const KMeansUpdate<T>& task, const DeviceClusters& clusters,
                   const Gpu& gpu) {
   using A = accumulate_t<T>;
-  constexpr int64_t kMostBlocks = int64_t{1} << 30;
+  const int64_t most = 1024 * int64_t(gpu.multiprocessors);
   A* partial = gpu.scratch<A>((task.rows / (kPiece / 2) + 1) * task.dim);
   const auto width_of = [&](int64_t items) {
     return int(
@@ -221,13 +221,13 @@ void sum_clusters(const char* op, const KMeansUpdate<T>& task, const DeviceClust
       width * int64_t(std::bit_ceil(uint64_t(ceil_div(terms, kTerms)))), kWarp, kThreads));
   const int64_t tiles = std::max<int64_t>(ceil_div(task.dim, width * kPack), 1);
   const int64_t blocks = (task.rows / kPiece + task.clusters) * tiles;
-  launch(op, gpu, sum_pieces<T, kPack>, grid_size(blocks, 1, kMostBlocks), threads,
+  launch(op, gpu, sum_pieces<T, kPack>, grid_size(blocks, 1, most), threads,
          2 * kTerms * threads * kPack * sizeof(A), task, clusters, partial, width, tiles, blocks);
   if (task.rows <= kPiece || task.dim == 0) return;
   const int narrow = width_of(task.dim);
   const int64_t strips = ceil_div(task.dim, narrow);
   const int64_t stretches = (task.rows / kPiece + 1) * strips;
-  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, kMostBlocks), kThreads, 0, task,
+  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, most), kThreads, 0, task,
          clusters, static_cast<const A*>(partial), narrow, strips, stretches);
 }
 

@@ -13,7 +13,7 @@
 // rows:
 //   ranks are the same bits. kmeans_assign's distances agree to rounding, so two ranks as close may
 //   still change places.
-// - On a GPU n and K are below 2^32 - 1, and it takes up to 40 bytes of scratch memory a row.
+// - On a GPU n and K are below 2^32 - 1, and it takes up to 32 bytes of scratch memory a row.
 #pragma once
 
 #include <cmath>

@@ -101,6 +101,7 @@ int main() {
     check<double>(3075, 10, K);
   }
   check<float>(5003, 7, 60);
+  check<float>(6000, 4, 4000);  // more clusters than blocks
   // Clusters of exactly one and two pieces, of one row more, and empty ones around them.
   for (int64_t size : {1024, 1025, 2048, 2049}) {
     Case<float> given(2 * size + 3, 6, 9);

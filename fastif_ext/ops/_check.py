@@ -50,6 +50,15 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
         )
 
 
+def can_read(tensor: Tensor) -> bool:
+    """Whether its values may be read now: a compiled function or a CUDA graph cannot wait."""
+    return (
+        tensor.device.type != "meta"
+        and not torch.compiler.is_compiling()
+        and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
 def check_no_grad(op: str, **tensors: Tensor | None) -> None:
     """Refuse tensors that autograd tracks: the operators have no backward."""
     if torch.is_grad_enabled():
