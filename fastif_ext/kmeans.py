@@ -26,9 +26,12 @@ class KMeans:
     """k-means clustering by Lloyd's algorithm, seeded by greedy k-means++.
 
     The result is a function of the data and the seed: it does not depend on the number of threads,
-    bit for bit. The sum of weight * squared distance (the inertia) does not increase from one
-    iteration to the next. Sources: Lloyd 1982; Arthur & Vassilvitskii 2007, with the greedy choice
-    among 2 + log(n_clusters) candidates of their section 6.
+    bit for bit. A GPU makes the same labels and centers as the CPU from the same first centers, bit
+    for bit where there is no sample_weight, and draws the same first centers for init="random".
+    Distances agree to rounding, and so do the inertia, the comparison with tol, and the
+    probabilities of "k-means++". The sum of weight * squared distance (the inertia) does not
+    increase from one iteration to the next. Sources: Lloyd 1982; Arthur & Vassilvitskii 2007, with
+    the greedy choice among 2 + log(n_clusters) candidates of their section 6.
 
     Args:
         n_clusters: K, at least 1.
@@ -159,13 +162,14 @@ class KMeans:
             self.n_iter_ = 0
         else:
             self._check_columns("KMeans.partial_fit", x)
-            centers = self.cluster_centers_.to(center_dtype(x))
+            centers = self.cluster_centers_.to(x.device, center_dtype(x))
         assert self._sums is not None
         assert self._mass is not None
         self.labels_, sqdist = kmeans_assign(x, centers)
         self.inertia_ = total(sqdist, weight)
         sums, mass = sums_and_mass(x, self.labels_, weight, self.n_clusters)
-        self._sums, self._mass = self._sums + sums, self._mass + mass
+        self._sums = self._sums.to(x.device) + sums
+        self._mass = self._mass.to(x.device) + mass
         self.cluster_centers_ = means(self._sums, self._mass, centers)
         self.n_iter_ += 1
         return self
@@ -183,7 +187,7 @@ class KMeans:
             TypeError, ValueError: x does not fit, or has a row that is not finite.
         """
         self._check_fitted("KMeans.predict", x)
-        labels, _ = kmeans_assign(x, self.cluster_centers_.to(center_dtype(x)))
+        labels, _ = kmeans_assign(x, self.cluster_centers_.to(x.device, center_dtype(x)))
         if (labels < 0).any():
             row = int((labels < 0).nonzero()[0])
             raise ValueError(f"KMeans.predict: row {row} of x has NaN or inf; remove such rows")
@@ -201,7 +205,7 @@ class KMeans:
         dtype = center_dtype(x)
         return torch.cdist(
             x.to(dtype),
-            self.cluster_centers_.to(dtype),
+            self.cluster_centers_.to(x.device, dtype),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
 
@@ -243,7 +247,7 @@ class KMeans:
                 f"{op}: sample_weight has length {sample_weight.shape[0]}, "
                 f"x has {x.shape[0]} rows; pass one weight per row"
             )
-        weight = sample_weight.to(center_dtype(x))
+        weight = sample_weight.to(x.device, center_dtype(x))
         if not (weight.isfinite() & (weight >= 0)).all():
             raise ValueError(f"{op}: sample_weight must be finite and not negative")
         if int((weight > 0).sum()) < rows:

@@ -1,7 +1,8 @@
 """Seeding and Lloyd's algorithm, as functions: what the KMeans estimator is made of.
 
-Every sum goes through the k-means operators or a serial cumulative sum, so that results are the
-same bits for any number of threads.
+Every sum goes through the k-means operators or a cumulative sum in a fixed order, so that results
+are the same bits for any number of threads, and on a GPU from call to call. On a GPU nothing waits
+for it but one check per iteration.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastif_ext.ops import kmeans_assign, kmeans_candidates, kmeans_update
+from fastif_ext.ops import kmeans_assign, kmeans_candidates
+
+# Without the wrapper's check of the labels, for which it waits where they lie on a GPU.
+kmeans_update = torch.ops.fastif_ext.kmeans_update
 
 
 class Run(NamedTuple):
@@ -29,14 +33,18 @@ def center_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def total(values: Tensor, weight: Tensor | None = None) -> float:
-    """The weighted sum of [n] values in float64, in an order that does not depend on threads."""
-    if weight is not None:
-        values = values.double() * weight
+def _total(values: Tensor) -> Tensor:
+    """The sum of [n] values in float64, in an order that does not depend on threads."""
     sums, _ = kmeans_update(
         values.double()[:, None], torch.zeros_like(values, dtype=torch.int64), 1
     )
-    return float(sums)
+    result: Tensor = sums[0, 0]
+    return result
+
+
+def total(values: Tensor, weight: Tensor | None = None) -> float:
+    """The weighted sum of [n] values in float64, in an order that does not depend on threads."""
+    return float(_total(values if weight is None else values.double() * weight))
 
 
 def mean_variance(x: Tensor) -> float:
@@ -69,16 +77,25 @@ def lloyd(x: Tensor, weight: Tensor | None, centers: Tensor, max_iter: int, move
     """Lloyd's algorithm from the given centers; labels and inertia belong to the last centers."""
     labels, sqdist = kmeans_assign(x, centers)
     iterations = 0
+    # Whether to take for granted that no cluster is empty: to look first would wait for the GPU.
+    hopeful = x.is_cuda
     while iterations < max_iter:
-        iterations += 1
         sums, mass = sums_and_mass(x, labels, weight, len(centers))
-        if not (mass > 0).all():
+        filled = (mass > 0).all()
+        if not hopeful and not filled:
             _relocate_empty(x, weight, labels, sqdist, sums, mass)
-        old_centers, old_labels = centers, labels
-        centers = means(sums, mass, old_centers)
-        labels, sqdist = kmeans_assign(x, centers)
-        moved = total((centers - old_centers).double().square().flatten())
-        if moved <= movement or torch.equal(labels, old_labels):
+        new_centers = means(sums, mass, centers)
+        new_labels, new_sqdist = kmeans_assign(x, new_centers)
+        moved = _total((new_centers - centers).double().square().flatten())
+        found, *settled = torch.stack(
+            [filled, moved <= movement, (new_labels == labels).all()]
+        ).tolist()
+        if hopeful and not found:
+            hopeful = False
+            continue
+        iterations += 1
+        centers, labels, sqdist = new_centers, new_labels, new_sqdist
+        if any(settled):
             break
     return Run(centers, labels, total(sqdist, weight), iterations)
 
@@ -92,8 +109,11 @@ def _relocate_empty(
     cluster stay; what stays empty keeps its center.
     """
     empty = (mass <= 0).nonzero()[:, 0].tolist()
+    farthest = sqdist.argsort(descending=True, stable=True)
+    labels, sqdist = labels.cpu(), sqdist.cpu()
+    weight = None if weight is None else weight.cpu()
     size = torch.bincount(labels, minlength=len(mass))
-    for row in sqdist.argsort(descending=True, stable=True).tolist():
+    for row in (row for part in farthest.split(1024) for row in part.tolist()):
         if not empty or sqdist[row] <= 0:
             return
         donor = int(labels[row])
@@ -107,11 +127,29 @@ def _relocate_empty(
         sums[target], mass[target] = vector, moved
 
 
-def _draw_rows(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows, independently, with probabilities proportional to mass (float64 [n])."""
-    cumulative = mass.cumsum(0)  # serial for one dimension
-    u = torch.rand(count, generator=generator, dtype=torch.float64).to(mass.device)
-    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=len(mass) - 1)
+def _integer_cumsum(mass: Tensor) -> Tensor:
+    """The cumulative sum in units of about max(mass) n / 2^62.
+
+    A GPU adds floating-point numbers in another order from call to call; integers do not mind.
+    """
+    _, exponent = torch.frexp(mass.max() * len(mass))
+    return (mass * torch.exp2((62 - exponent).double())).long().cumsum(0)
+
+
+def _draw_rows(mass: Tensor, uniform: Tensor) -> Tensor:
+    """A row for each uniform number, with probabilities proportional to mass (float64 [n])."""
+    # On the CPU the sum of one dimension is serial.
+    cumulative = _integer_cumsum(mass) if mass.is_cuda else mass.cumsum(0)
+    position = (uniform * cumulative[-1]).to(cumulative.dtype)
+    return torch.searchsorted(cumulative, position, right=True).clamp_(max=len(mass) - 1)
+
+
+def _uniforms(
+    counts: list[int], generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Uniform numbers for several draws, made on the CPU and moved to the device at once."""
+    drawn = [torch.rand(c, generator=generator, dtype=torch.float64) for c in counts]
+    return torch.cat(drawn).to(device).split(counts)
 
 
 def random_rows(
@@ -120,10 +158,10 @@ def random_rows(
     """Distinct rows, each drawn in turn with probability proportional to its weight."""
     if weight is None:
         return torch.randperm(len(x), generator=generator)[:n_clusters].to(x.device)
-    mass, rows = weight.double(), []
-    for _ in range(n_clusters):
-        rows.append(_draw_rows(mass, 1, generator))
-        mass[rows[-1]] = 0
+    mass, rows = weight.to(torch.float64, copy=True), []
+    for uniform in _uniforms([1] * n_clusters, generator, x.device):
+        rows.append(_draw_rows(mass, uniform))
+        mass.index_fill_(0, rows[-1], 0.0)
     return torch.cat(rows)
 
 
@@ -135,11 +173,11 @@ def plus_plus_rows(
     sqdist = torch.full((len(x),), math.inf, dtype=center_dtype(x), device=x.device)
     mass = torch.ones_like(sqdist, dtype=torch.float64) if weight is None else weight.double()
     rows = []
-    for step in range(n_clusters):
-        candidates = _draw_rows(mass, trials if step else 1, generator)
+    for uniform in _uniforms([1] + [trials] * (n_clusters - 1), generator, x.device):
+        candidates = _draw_rows(mass, uniform)
         least, potential = kmeans_candidates(x, x[candidates], sqdist, weight=weight)
-        best = int(potential.argmin())
+        best = potential.argmin(0, keepdim=True)
         rows.append(candidates[best])
-        sqdist = least[best]
+        sqdist = least[best][0]
         mass = sqdist.double() if weight is None else sqdist.double() * weight
-    return torch.stack(rows)
+    return torch.cat(rows)

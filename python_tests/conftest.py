@@ -12,17 +12,17 @@ import fastif_ext as fi
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest) -> torch.device:
     """Runs a test on the CPU and, where there is a GPU and a CUDA build, on the GPU."""
     if request.param == "cuda":
         require_gpu()
-    return request.param
+    return torch.device(request.param)
 
 
 @pytest.fixture
-def everywhere(device: str) -> Iterator[str]:
+def everywhere(device: torch.device) -> Iterator[torch.device]:
     """Runs a test on every device: new tensors lie there unless they say otherwise."""
-    with torch.device(device) if device != "cpu" else nullcontext():
+    with device if device.type != "cpu" else nullcontext():
         yield device
 
 

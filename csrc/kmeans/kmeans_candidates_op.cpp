@@ -3,6 +3,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/run_on.h"
 #include "kmeans/kmeans_op.h"
 
 namespace fastif {
@@ -34,11 +35,18 @@ std::tuple<Tensor, Tensor> kmeans_candidates(const Tensor& x, const Tensor& cand
   dispatch_floating("kmeans_candidates", x.scalar_type(), [&](auto t) {
     using T = decltype(t);
     using A = accumulate_t<T>;
-    kmeans_candidates_cpu(
-        KMeansCandidates<T>{n, d, L, data<T>(rows), data<A>(centres), data<A>(nearest),
-                            weight ? data<A>(*weight) : nullptr, mutable_data<A>(least),
-                            mutable_data<double>(potential)},
-        torch_pool());
+    const KMeansCandidates<T> task{n,
+                                   d,
+                                   L,
+                                   data<T>(rows),
+                                   data<A>(centres),
+                                   data<A>(nearest),
+                                   weight ? data<A>(*weight) : nullptr,
+                                   mutable_data<A>(least),
+                                   mutable_data<double>(potential)};
+    run_on(
+        x, [&](const Pool& pool) { kmeans_candidates_cpu(task, pool); },
+        [&](const auto& gpu) { kmeans_candidates_cuda(task, gpu); });
   });
   return {least, potential};
 }
@@ -46,6 +54,4 @@ std::tuple<Tensor, Tensor> kmeans_candidates(const Tensor& x, const Tensor& cand
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("kmeans_candidates", TORCH_BOX(&fastif::kmeans_candidates));
-}
+FASTIF_REGISTER("kmeans_candidates", fastif::kmeans_candidates)

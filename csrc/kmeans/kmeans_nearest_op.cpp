@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "common/run_on.h"
 #include "kmeans/kmeans_op.h"
 
 namespace fastif {
@@ -15,9 +16,16 @@ std::tuple<Tensor, Tensor> kmeans_nearest(const Tensor& x, const Tensor& centroi
   Tensor sqdist = new_tensor(x, {K, k}, row_sqdist.scalar_type());
   auto run = [&, &labels = labels, &row_sqdist = row_sqdist](auto a) {
     using A = decltype(a);
-    kmeans_nearest_cpu(KMeansNearest<A>{x.size(0), K, k, data<int64_t>(labels), data<A>(row_sqdist),
-                                        mutable_data<int64_t>(index), mutable_data<A>(sqdist)},
-                       torch_pool());
+    const KMeansNearest<A> task{x.size(0),
+                                K,
+                                k,
+                                data<int64_t>(labels),
+                                data<A>(row_sqdist),
+                                mutable_data<int64_t>(index),
+                                mutable_data<A>(sqdist)};
+    run_on(
+        x, [&](const Pool& pool) { kmeans_nearest_cpu(task, pool); },
+        [&](const auto& gpu) { kmeans_nearest_cuda(task, gpu); });
   };
   row_sqdist.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
   return {index, sqdist};
@@ -26,6 +34,4 @@ std::tuple<Tensor, Tensor> kmeans_nearest(const Tensor& x, const Tensor& centroi
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("kmeans_nearest", TORCH_BOX(&fastif::kmeans_nearest));
-}
+FASTIF_REGISTER("kmeans_nearest", fastif::kmeans_nearest)

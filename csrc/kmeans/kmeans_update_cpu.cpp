@@ -11,7 +11,7 @@
 namespace fastif {
 namespace {
 
-constexpr int64_t kPiece = 1024;    // rows summed in A before the sum goes on in double
+constexpr int64_t kPiece = kUpdatePiece;
 constexpr int64_t kPrefetch = 512;  // bytes at the head of a row; the hardware fetches the rest
 
 // sum[k] += sum over i of weight[i] * x[row[i]][k], for `count` <= 4 rows.
@@ -19,7 +19,8 @@ template <class T>
 FASTIF_CLONES void add_rows(const T* x, int64_t dim, const int64_t* rows, int64_t count,
                             const accumulate_t<T>* weight, accumulate_t<T>* __restrict sum) {
   using A = accumulate_t<T>;
-  constexpr int64_t kLanes = Simd<T>::lanes;
+  constexpr int64_t kLanes = kUpdateLanes<T>;
+  static_assert(kLanes == Simd<T>::lanes);
   const T* r[4];
   A w[4];
   for (int64_t i = 0; i < count; ++i) {

@@ -3,6 +3,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/run_on.h"
 #include "kmeans/kmeans_op.h"
 
 namespace fastif {
@@ -30,10 +31,20 @@ std::tuple<Tensor, Tensor> kmeans_update(const Tensor& x, const Tensor& labels, 
   const int64_t bad_row = dispatch_floating("kmeans_update", x.scalar_type(), [&](auto t) {
     using T = decltype(t);
     using A = accumulate_t<T>;
-    return kmeans_update_cpu(KMeansUpdate<T>{n, d, K, data<T>(rows), data<int64_t>(members),
-                                             weight ? data<A>(*weight) : nullptr,
-                                             mutable_data<A>(sums), mutable_data<int64_t>(counts)},
-                             torch_pool());
+    const KMeansUpdate<T> task{n,
+                               d,
+                               K,
+                               data<T>(rows),
+                               data<int64_t>(members),
+                               weight ? data<A>(*weight) : nullptr,
+                               mutable_data<A>(sums),
+                               mutable_data<int64_t>(counts)};
+    return run_on(
+        x, [&](const Pool& pool) { return kmeans_update_cpu(task, pool); },
+        [&](const auto& gpu) {
+          kmeans_update_cuda(task, gpu);
+          return int64_t{-1};
+        });
   });
   STD_TORCH_CHECK(bad_row < 0, kOp, ": labels[", bad_row, "] = ", data<int64_t>(members)[bad_row],
                   " is outside [-1, ", K, "); use -1 for rows to ignore");
@@ -43,6 +54,4 @@ std::tuple<Tensor, Tensor> kmeans_update(const Tensor& x, const Tensor& labels, 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("kmeans_update", TORCH_BOX(&fastif::kmeans_update));
-}
+FASTIF_REGISTER("kmeans_update", fastif::kmeans_update)

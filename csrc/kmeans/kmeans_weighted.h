@@ -9,12 +9,20 @@
 //   and the row alone.
 // - Rows at distance 0 have infinite weight: they come first, lower rows before higher ones.
 // - A cluster of fewer than k rows is padded with -1. k = 0 works.
-// - Threads change no bit.
+// - Threads change no bit. Given the same labels and distances the CPU and a GPU draw the same
+// rows:
+//   ranks are the same bits. kmeans_assign's distances agree to rounding, so two ranks as close may
+//   still change places.
+// - On a GPU n and K are below 2^32 - 1, and it takes up to 32 bytes of scratch memory a row.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
+#include "common/exact_math.h"
+#include "common/gpu.h"
 #include "common/parallel.h"
+#include "common/philox.h"
 
 namespace fastif {
 
@@ -27,7 +35,15 @@ struct KMeansWeighted {
   int64_t* index;         // [clusters, k]
 };
 
+// The rank of a row. A root and a product are rounded alike everywhere.
+FASTIF_HOST_DEVICE inline double distance_rank(uint64_t seed, int64_t row, double sqdist) {
+  return -exact_log1p(-uniform(seed, uint64_t(row))) * std::sqrt(sqdist);
+}
+
 template <class A>
 void kmeans_weighted_cpu(const KMeansWeighted<A>& task, const Pool& pool);
+
+template <class A>
+void kmeans_weighted_cuda(const KMeansWeighted<A>& task, const Gpu& gpu);
 
 }  // namespace fastif

@@ -1,9 +1,7 @@
 #include "kmeans/kmeans_weighted.h"
 
 #include <algorithm>
-#include <cmath>
 
-#include "common/philox.h"
 #include "kmeans/smallest.h"
 
 namespace fastif {
@@ -13,10 +11,7 @@ void kmeans_weighted_cpu(const KMeansWeighted<A>& task, const Pool& pool) {
   std::fill(task.index, task.index + task.clusters * task.k, int64_t{-1});
   smallest_of_clusters(
       task.labels, task.rows, task.clusters, task.k, pool,
-      [&](int64_t row) {
-        return -std::log1p(-uniform(task.seed, uint64_t(row))) *
-               std::sqrt(double(task.row_sqdist[row]));
-      },
+      [&](int64_t row) { return distance_rank(task.seed, row, double(task.row_sqdist[row])); },
       [&](int64_t cluster, int64_t place, int64_t row, double) {
         task.index[cluster * task.k + place] = row;
       });

@@ -1,5 +1,6 @@
 #include "kmeans/kmeans_weighted.h"
 
+#include "common/run_on.h"
 #include "kmeans/kmeans_op.h"
 
 namespace fastif {
@@ -12,10 +13,16 @@ Tensor kmeans_weighted(const Tensor& x, const Tensor& centroids, int64_t k, int6
   Tensor index = new_tensor(x, {K, k}, ScalarType::Long);
   auto run = [&, &labels = labels, &row_sqdist = row_sqdist](auto a) {
     using A = decltype(a);
-    kmeans_weighted_cpu(
-        KMeansWeighted<A>{x.size(0), K, k, static_cast<uint64_t>(seed), data<int64_t>(labels),
-                          data<A>(row_sqdist), mutable_data<int64_t>(index)},
-        torch_pool());
+    const KMeansWeighted<A> task{x.size(0),
+                                 K,
+                                 k,
+                                 static_cast<uint64_t>(seed),
+                                 data<int64_t>(labels),
+                                 data<A>(row_sqdist),
+                                 mutable_data<int64_t>(index)};
+    run_on(
+        x, [&](const Pool& pool) { kmeans_weighted_cpu(task, pool); },
+        [&](const auto& gpu) { kmeans_weighted_cuda(task, gpu); });
   };
   row_sqdist.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
   return index;
@@ -24,6 +31,4 @@ Tensor kmeans_weighted(const Tensor& x, const Tensor& centroids, int64_t k, int6
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("kmeans_weighted", TORCH_BOX(&fastif::kmeans_weighted));
-}
+FASTIF_REGISTER("kmeans_weighted", fastif::kmeans_weighted)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastif_ext.ops._check import (
     FLOATING,
+    can_read,
     check_count,
     check_no_grad,
     check_same_device,
@@ -94,11 +95,14 @@ def kmeans_update(
 
     Returns:
         sums, float32 [K, d] (float64 for float64 x), and counts, int64 [K]. Both are 0 for an empty
-        cluster. New centroids are sums / counts. Threads change no bit.
+        cluster. New centroids are sums / counts. Threads change no bit. Without weight a CPU and a
+        GPU give the same bits; with it the same to rounding.
 
     Raises:
         TypeError, ValueError: a shape or dtype that does not fit; the message names it.
-        RuntimeError: a label outside [-1, K), or an input that requires grad in grad mode.
+        RuntimeError: a label outside [-1, K), or an input that requires grad in grad mode. On a
+            GPU, inside torch.compile or while a CUDA graph is captured, such a label makes all
+            counts -1 and all sums NaN instead; otherwise this check waits for the GPU.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -129,7 +133,20 @@ def kmeans_update(
     if weight is not None:
         weight = weight.to(_sum_dtype(x))
     sums, counts = torch.ops.fastif_ext.kmeans_update(x, labels, n_clusters, weight)
+    if x.is_cuda and can_read(x):
+        _refuse_bad_labels(op, labels, counts)
     return sums, counts
+
+
+def _refuse_bad_labels(op: str, labels: Tensor, counts: Tensor) -> None:
+    """Raises what the operator does on the CPU, where a GPU has made the counts -1."""
+    n_clusters = len(counts)
+    if (counts[:1] < 0 if n_clusters else labels != -1).any():
+        row = int(((labels < -1) | (labels >= n_clusters)).nonzero()[0])
+        raise RuntimeError(
+            f"fastif_ext::{op}: labels[{row}] = {int(labels[row])} is outside [-1, {n_clusters}); "
+            f"use -1 for rows to ignore"
+        )
 
 
 def kmeans_nearest(x: Tensor, centroids: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +160,7 @@ def kmeans_nearest(x: Tensor, centroids: Tensor, k: int) -> tuple[Tensor, Tensor
     Returns:
         index, int64 [K, k], and sqdist, float32 [K, k] (float64 for float64 x): row numbers and
         squared distances, ascending, ties to the lower row. A cluster of fewer than k rows is
-        padded with -1 and inf. Clusters are those of kmeans_assign.
+        padded with -1 and inf. Clusters and distances are those of kmeans_assign.
 
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
@@ -183,7 +200,8 @@ def kmeans_weighted(
         x: rows, [n, d], float32, float64, float16 or bfloat16.
         centroids: [K, d] with K >= 1, x's dtype, or float32 with a half x.
         k: rows per cluster, at least 0.
-        seed: the same seed draws the same rows; inside torch.compile it must be given.
+        seed: the same seed draws the same rows, on a CPU and on a GPU (up to ranks that are equal
+            to the rounding of kmeans_assign's distances); inside torch.compile it must be given.
         generator: draws the seed where none is given; default: torch's global generator.
 
     Returns:

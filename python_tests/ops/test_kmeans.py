@@ -34,6 +34,14 @@ def case(n: int, d: int, K: int, dtype: torch.dtype = torch.float32) -> tuple[Te
     return x, torch.randn(K, d, generator=g, dtype=torch.float64).to(dtype)
 
 
+def to(device: torch.device | str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.to(device) for t in tensors)
+
+
+def on(device: torch.device, t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.to(device)
+
+
 def close(got: Tensor, want: Tensor) -> None:
     """A few units in the last place of got's dtype, NaN equal to NaN."""
     rtol = 3e-6 if got.dtype == torch.float32 else 1e-14
@@ -164,29 +172,34 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("n", "d", "K"), [*SHAPES, (5000, 17, 2), (30, 33, 100), (4, 0, 3), (0, 3, 0)]
     )
-    def test_equals_twin(self, n: int, d: int, K: int, dtype: torch.dtype, weighted: bool) -> None:
+    def test_equals_twin(
+        self, n: int, d: int, K: int, dtype: torch.dtype, weighted: bool, device: torch.device
+    ) -> None:
         x, _ = case(n, d, 1, dtype)
         labels = torch.randint(-1, K, (n,))
         weight = torch.rand(n, dtype=torch.float64) if weighted else None
-        sums, counts = fi.kmeans_update(x, labels, K, weight=weight)
+        sums, counts = fi.kmeans_update(*to(device, x, labels), K, weight=on(device, weight))
         want_sums, want_counts = reference.kmeans_update(x, labels, K, weight=weight)
         rtol = 1e-5 if sums.dtype == torch.float32 else 1e-13
-        torch.testing.assert_close(sums, want_sums, rtol=rtol, atol=100 * rtol)
-        assert torch.equal(counts, want_counts)
+        torch.testing.assert_close(sums.cpu(), want_sums, rtol=rtol, atol=100 * rtol)
+        assert torch.equal(counts.cpu(), want_counts)
+        if not weighted:
+            assert torch.equal(sums.cpu(), fi.kmeans_update(x, labels, K)[0])
 
-    def test_ignored_rows_may_hold_anything(self) -> None:
-        x = torch.tensor([[NAN], [1.0], [INF], [2.0]])
-        sums, counts = fi.kmeans_update(x, torch.tensor([-1, 1, -1, 1]), 2)
+    def test_ignored_rows_may_hold_anything(self, device: torch.device) -> None:
+        x = torch.tensor([[NAN], [1.0], [INF], [2.0]], device=device)
+        sums, counts = fi.kmeans_update(x, torch.tensor([-1, 1, -1, 1], device=device), 2)
         assert sums.tolist() == [[0.0], [3.0]]
         assert counts.tolist() == [0, 2]
-        sums, _ = fi.kmeans_update(x, torch.tensor([0, 1, 1, 1]), 2)
+        sums, _ = fi.kmeans_update(x, torch.tensor([0, 1, 1, 1], device=device), 2)
         assert sums[0].isnan().all()
         assert sums[1].tolist() == [INF]
 
-    def test_long_clusters_keep_their_precision(self) -> None:
+    def test_long_clusters_keep_their_precision(self, device: torch.device) -> None:
         """Ones beyond 2^24 could not be counted in float32; half a unit here is 1/2^23 of a sum."""
-        x = torch.full((1_000_003, 2), 0.1)
-        sums, counts = fi.kmeans_update(x, torch.zeros(len(x), dtype=torch.int64), 1)
+        x = torch.full((1_000_003, 2), 0.1, device=device)
+        labels = torch.zeros(len(x), dtype=torch.int64, device=device)
+        sums, counts = fi.kmeans_update(x, labels, 1)
         torch.testing.assert_close(sums, x.double().sum(0, keepdim=True).float(), rtol=3e-6, atol=0)
         assert counts.tolist() == [1_000_003]
 
@@ -200,28 +213,36 @@ class TestUpdate:
         assert torch.equal(results[0][0], results[1][0])
         assert torch.equal(results[0][1], results[1][1])
 
-    def test_non_contiguous(self) -> None:
-        x, _ = case(60, 40, 1)
-        labels = torch.randint(5, (120,))[::4]
-        weight = torch.rand(90)[::3]
+    def test_non_contiguous(self, device: torch.device) -> None:
+        x = case(60, 40, 1)[0].to(device)
+        labels = torch.randint(5, (120,)).to(device)[::4]
+        weight = torch.rand(90).to(device)[::3]
         got = fi.kmeans_update(x[::2, ::3], labels, 5, weight=weight)
-        want = reference.kmeans_update(x[::2, ::3], labels, 5, weight=weight)
-        torch.testing.assert_close(got, want)
+        want = reference.kmeans_update(*to("cpu", x[::2, ::3], labels), 5, weight=weight.cpu())
+        torch.testing.assert_close(to("cpu", *got), want)
+        shifted = x.flatten()[1:-39].view(59, 40)  # contiguous, but off the boundaries of vectors
+        got = fi.kmeans_update(shifted, labels[:1].expand(59), 5)
+        want = fi.kmeans_update(shifted.cpu(), labels[:1].cpu().expand(59), 5)
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
 
     @pytest.mark.parametrize("label", [-2, 3, 2**40])
-    def test_labels_out_of_range(self, label: int) -> None:
-        labels = torch.tensor([0, 2, label, 7])
+    def test_labels_out_of_range(self, label: int, device: torch.device) -> None:
+        labels = torch.tensor([0, 2, label, 7], device=device)
         with pytest.raises(RuntimeError, match=rf"labels\[2\] = {label} is outside \[-1, 3\)"):
-            fi.kmeans_update(torch.zeros(4, 2), labels, 3)
+            fi.kmeans_update(torch.zeros(4, 2, device=device), labels, 3)
+        with pytest.raises(RuntimeError, match=r"labels\[0\] = 0 is outside \[-1, 0\)"):
+            fi.kmeans_update(torch.zeros(4, 2, device=device), labels, 0)
 
 
 class TestNearest:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("k", [0, 1, 6, 1000])
     @pytest.mark.parametrize(("n", "d", "K"), SHAPES)
-    def test_equals_twin(self, n: int, d: int, K: int, k: int, dtype: torch.dtype) -> None:
+    def test_equals_twin(
+        self, n: int, d: int, K: int, k: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         x, centroids = case(n, d, K, dtype)
-        index, sqdist = fi.kmeans_nearest(x, centroids, k)
+        index, sqdist = to("cpu", *fi.kmeans_nearest(*to(device, x, centroids), k))
         want_index, want_sqdist = reference.kmeans_nearest(x, centroids, k)
         close(sqdist, want_sqdist)
         assert index.shape == (K, k)
@@ -229,12 +250,13 @@ class TestNearest:
         assert not ((index < 0) != (want_index < 0)).any()
         assert different.float().mean().nan_to_num() < 0.01
 
-    def test_ties_padding_and_bad_rows(self) -> None:
-        x = torch.tensor([[1.0], [-1.0], [NAN], [9.0], [0.0], [1.0]])
-        index, sqdist = fi.kmeans_nearest(x, torch.tensor([[0.0], [9.0], [NAN]]), 3)
+    def test_ties_padding_and_bad_rows(self, device: torch.device) -> None:
+        x = torch.tensor([[1.0], [-1.0], [NAN], [9.0], [0.0], [1.0]], device=device)
+        centroids = torch.tensor([[0.0], [9.0], [NAN]], device=device)
+        index, sqdist = fi.kmeans_nearest(x, centroids, 3)
         assert index.tolist() == [[4, 0, 1], [3, -1, -1], [-1, -1, -1]]
         assert sqdist.tolist() == [[0, 1, 1], [0, INF, INF], [INF, INF, INF]]
-        index, _ = fi.kmeans_nearest(x, torch.tensor([[0.0]]), 9)
+        index, _ = fi.kmeans_nearest(x, centroids[:1], 9)
         assert index.tolist() == [[4, 0, 1, 5, 3, -1, -1, -1, -1]]
 
 
@@ -242,15 +264,17 @@ class TestWeighted:
     @pytest.mark.parametrize("k", [0, 1, 6, 100])
     @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
     @pytest.mark.parametrize(("n", "d", "K"), [(0, 3, 2), (1, 1, 1), (300, 5, 4)])
-    def test_equals_twin(self, n: int, d: int, K: int, seed: int, k: int) -> None:
+    def test_equals_twin(
+        self, n: int, d: int, K: int, seed: int, k: int, device: torch.device
+    ) -> None:
         """Float64 rows: the twin's distances have the same rounding or nearly so."""
         x, centroids = case(n, d, K, torch.float64)
-        got = fi.kmeans_weighted(x, centroids, k, seed=seed)
-        assert torch.equal(got, reference.kmeans_weighted(x, centroids, k, seed=seed))
+        got = fi.kmeans_weighted(*to(device, x, centroids), k, seed=seed)
+        assert torch.equal(got.cpu(), reference.kmeans_weighted(x, centroids, k, seed=seed))
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_members_without_replacement(self, dtype: torch.dtype) -> None:
-        x, centroids = case(500, 9, 6, dtype)
+    def test_members_without_replacement(self, dtype: torch.dtype, device: torch.device) -> None:
+        x, centroids = to(device, *case(500, 9, 6, dtype))
         x[7] = NAN
         labels, _ = fi.kmeans_assign(x, centroids)
         index = fi.kmeans_weighted(x, centroids, 500, seed=3)
@@ -259,23 +283,24 @@ class TestWeighted:
             assert chosen.sort().values.tolist() == (labels == j).nonzero()[:, 0].tolist()
         assert (index[:, :-1] >= 0).logical_or(index[:, 1:] < 0).all()  # padding is at the end
 
-    def test_zero_distance_comes_first(self) -> None:
-        x = torch.tensor([[3.0], [0.0], [1e-20], [0.0]])
+    def test_zero_distance_comes_first(self, device: torch.device) -> None:
+        x = torch.tensor([[3.0], [0.0], [1e-20], [0.0]], device=device)
         for seed in range(20):
-            index = fi.kmeans_weighted(x, torch.zeros(1, 1), 3, seed=seed)
+            index = fi.kmeans_weighted(x, torch.zeros(1, 1, device=device), 3, seed=seed)
             assert index[0, :2].tolist() == [1, 3]
 
-    def test_law_of_successive_sampling(self) -> None:
+    def test_law_of_successive_sampling(self, device: torch.device) -> None:
         """Ordered pairs from one cluster of 4 rows at distances 1, 2, 4, 8, over 4000 seeds.
 
         Chi-square with 11 degrees of freedom; the limit 31.3 gives a false alarm rate of 0.1 %
         for a new choice of seeds (these are fixed).
         """
         distance = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-        centroids, draws = torch.zeros(1, 1, dtype=torch.float64), 4000
+        x, draws = distance[:, None].to(device), 4000
+        centroids = torch.zeros_like(x[:1])
         seen = torch.zeros(4, 4, dtype=torch.float64)
         for seed in range(draws):
-            first, second = fi.kmeans_weighted(distance[:, None], centroids, 2, seed=seed)[0]
+            first, second = fi.kmeans_weighted(x, centroids, 2, seed=seed)[0].tolist()
             seen[first, second] += 1
         weight = 1 / distance
         chi_square = 0.0
@@ -286,8 +311,8 @@ class TestWeighted:
         assert seen.diagonal().sum() == 0
         assert chi_square < 31.3
 
-    def test_seed_and_generator(self) -> None:
-        x, centroids = case(200, 4, 3)
+    def test_seed_and_generator(self, device: torch.device) -> None:
+        x, centroids = to(device, *case(200, 4, 3))
         draw = [
             fi.kmeans_weighted(x, centroids, 5, generator=torch.Generator().manual_seed(s))
             for s in (1, 1, 2)
@@ -315,20 +340,24 @@ class TestCandidates:
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("n", "d", "L"), [*SHAPES, (300, 40, 0), (6, 0, 2)])
-    def test_equals_twin(self, n: int, d: int, L: int, dtype: torch.dtype, weighted: bool) -> None:
+    def test_equals_twin(
+        self, n: int, d: int, L: int, dtype: torch.dtype, weighted: bool, device: torch.device
+    ) -> None:
         x, candidates = case(n, d, L, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         sqdist = torch.rand(n).to(wide) * 4 * d
         sqdist[::7] = INF
         weight = torch.rand(n).to(wide) if weighted else None
-        least, potential = ops.kmeans_candidates(x, candidates, sqdist, weight=weight)
+        least, potential = ops.kmeans_candidates(
+            *to(device, x, candidates, sqdist), weight=on(device, weight)
+        )
         want, want_potential = reference.kmeans_candidates(x, candidates, sqdist, weight=weight)
-        close(least, want)
-        torch.testing.assert_close(potential, want_potential, rtol=3e-6, atol=0)
+        close(least.cpu(), want)
+        torch.testing.assert_close(potential.cpu(), want_potential, rtol=3e-6, atol=0)
 
-    def test_nan_changes_nothing(self) -> None:
-        x = torch.tensor([[NAN], [0.0]])
-        least, _ = ops.kmeans_candidates(x, torch.ones(1, 1), torch.tensor([3.0, 3.0]))
+    def test_nan_changes_nothing(self, device: torch.device) -> None:
+        x, one = torch.tensor([[NAN], [0.0]], device=device), torch.ones(1, 1, device=device)
+        least, _ = ops.kmeans_candidates(x, one, torch.tensor([3.0, 3.0], device=device))
         assert least.tolist() == [[3.0, 1.0]]
 
     def test_threads_change_no_bit(self, threads: None) -> None:
@@ -339,8 +368,8 @@ class TestCandidates:
             results.append(ops.kmeans_candidates(x, candidates, torch.full((3001,), 80.0)))
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
-    def test_bad_input(self) -> None:
-        x, c, s = torch.zeros(4, 3), torch.zeros(2, 3), torch.zeros(4)
+    def test_bad_input(self, device: torch.device) -> None:
+        x, c, s = to(device, torch.zeros(4, 3), torch.zeros(2, 3), torch.zeros(4))
         with pytest.raises(ValueError, match=r"x has shape \[4, 3\], candidates \[2, 2\]"):
             ops.kmeans_candidates(x, c[:, :2], s)
         with pytest.raises(ValueError, match="sqdist has length 3, x has 4 rows"):
@@ -352,9 +381,10 @@ class TestCandidates:
 
 
 class TestAllOperators:
-    def test_bad_input(self) -> None:
-        x, c = torch.zeros(4, 3), torch.zeros(2, 3)
-        labels = torch.zeros(4, dtype=torch.int64)
+    def test_bad_input(self, device: torch.device) -> None:
+        x, c, labels = to(
+            device, torch.zeros(4, 3), torch.zeros(2, 3), torch.zeros(4, dtype=torch.int64)
+        )
         for call in (
             fi.kmeans_assign,
             lambda x, c: fi.kmeans_nearest(x, c, 1),
@@ -387,30 +417,31 @@ class TestAllOperators:
         with pytest.raises(TypeError, match=r"labels has dtype torch\.int32"):
             fi.kmeans_update(x, labels.int(), 2)
         with pytest.raises(ValueError, match="weight has length 2, x has 4 rows"):
-            fi.kmeans_update(x, labels, 2, weight=torch.ones(2))
+            fi.kmeans_update(x, labels, 2, weight=torch.ones(2, device=device))
         with pytest.raises(ValueError, match="n_clusters must be at least 0, got -1"):
             fi.kmeans_update(x, labels, -1)
 
-    def test_direct_calls_are_checked(self) -> None:
-        native, x, c = torch.ops.fastif_ext, torch.zeros(4, 3), torch.zeros(2, 3)
+    def test_direct_calls_are_checked(self, device: torch.device) -> None:
+        native, x, c = torch.ops.fastif_ext, *to(device, torch.zeros(4, 3), torch.zeros(2, 3))
+        labels, weight = to(device, torch.zeros(4, dtype=torch.int64), torch.ones(4).double())
         with pytest.raises(RuntimeError, match="precision must be"):
             native.kmeans_assign(x, c, "half")
         for bad in (c[:, :2], c[0], c[:0], c.double()):
             with pytest.raises(RuntimeError, match="centroids"):
                 native.kmeans_assign(x, bad)
         with pytest.raises(RuntimeError, match="labels"):
-            native.kmeans_update(x, torch.zeros(3, dtype=torch.int64), 2)
+            native.kmeans_update(x, labels[:3], 2)
         with pytest.raises(RuntimeError, match="weight"):
-            native.kmeans_update(x, torch.zeros(4, dtype=torch.int64), 2, torch.ones(4).double())
+            native.kmeans_update(x, labels, 2, weight)
         with pytest.raises(RuntimeError, match="k must not be negative"):
             native.kmeans_nearest(x, c, -1)
         with pytest.raises(RuntimeError, match="k must not be negative"):
             native.kmeans_weighted(x, c, -1, 0)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_opcheck(self, dtype: torch.dtype) -> None:
+    def test_opcheck(self, dtype: torch.dtype, device: torch.device) -> None:
         native = torch.ops.fastif_ext
-        x, c = case(20, 6, 3, dtype)
+        x, c = to(device, *case(20, 6, 3, dtype))
         labels, sqdist = fi.kmeans_assign(x, c)
         torch.library.opcheck(native.kmeans_assign, (x, c))
         torch.library.opcheck(native.kmeans_assign, (x, c, "fp32"))
