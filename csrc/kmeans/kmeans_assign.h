@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "common/clones.h"
+#include "common/gpu.h"
 #include "common/numeric_types.h"
 #include "common/parallel.h"
 
@@ -36,11 +37,15 @@ struct KMeansAssign {
   const A* centroids;  // [clusters, dim]
   int64_t* labels;     // [rows]
   A* sqdist;           // [rows]
+  bool exact = true;   // false: see "tf32"
 };
 
 // `level`: the instruction set to use, one that the machine has.
 template <class T>
 void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool,
                        SimdLevel level = simd_level());
+
+template <class T>
+void kmeans_assign_cuda(const KMeansAssign<T>& task, const Gpu& gpu);
 
 }  // namespace fastif
