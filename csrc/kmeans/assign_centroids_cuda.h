@@ -56,13 +56,13 @@ struct Centroids {
   __device__ double largest_loss() const { return std::bit_cast<double>(largest[1]); }
 };
 
-// m as an operand: exact.
+// A value of T as an operand.
 template <class T>
-__device__ __forceinline__ Word mean_word(float m) {
+__device__ __forceinline__ Word exact_word(float v) {
   if constexpr (std::is_same_v<T, float>) {
-    return Operand<T>::word(m);
+    return Operand<T>::word(v);
   } else {
-    return Operand<T>::round(m);
+    return Operand<T>::round(v);
   }
 }
 
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
         for (int i = 0; i < kPerWord; ++i) {
           const int64_t k = w * kPerWord + i;
           if (k >= out.dim) break;
-          mean |= mean_word<T>(out.mean[k]) << 16 * i;
+          mean |= exact_word<T>(out.mean[k]) << 16 * i;
           if (!used) continue;
           const Word rounded = Operand<T>::round(c[k] - out.mean[k]);
           const double lost =

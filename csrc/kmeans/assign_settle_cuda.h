@@ -74,6 +74,12 @@ __device__ __forceinline__ A squared_distance(const T* x, const A* c, int64_t di
   return group_sum<kWarp>(sum);
 }
 
+// x - m as the tensor cores see it; x is exact in T.
+template <class T>
+__device__ __forceinline__ float rounded_operand(float x, float m) {
+  return Operand<T>::value(Operand<T>::centre(exact_word<T>(x), exact_word<T>(m)), 0);
+}
+
 // What a warp learns about a row in one pass.
 template <class A>
 struct RowFacts {
@@ -98,9 +104,7 @@ __device__ __forceinline__ RowFacts<A> row_facts(const T* x, const A* c, const A
       facts.sqdist += delta * delta;
       facts.finite &= std::isfinite(row.value[i]);
       if constexpr (kTensor) {
-        using O = Operand<T>;
-        const float seen =
-            O::value(O::centre(mean_word<T>(row.value[i]), mean_word<T>(shift.value[i])), 0);
+        const float seen = rounded_operand<T>(row.value[i], shift.value[i]);
         facts.norm_sq += seen * seen;
         facts.lost_sq += (seen - centred) * (seen - centred);
       } else {

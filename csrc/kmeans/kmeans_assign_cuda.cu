@@ -33,7 +33,8 @@ size_t most_shared() {
   check_cuda(kOp, cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return size_t(bytes);
 #else
-  return 99 * 1024;
+  return (cpusim::machine.order < 2 ? 99 : 227) *
+         1024;  // as GPUs for work stations, for servers have
 #endif
 }
 
@@ -47,88 +48,100 @@ class Assign {
         gpu_(gpu),
         tensor_(tensor),
         centroids_(prepare_centroids<T>(kOp, gpu, task.centroids, task.clusters, task.dim, tensor)),
-        certify_blocks_(
-            grid_size(task.rows, kSettleThreads / kWarp, 16 * int64_t(gpu.multiprocessors))) {
-    counts_ = gpu.scratch<unsigned long long>(2);
+        counts_(gpu.scratch<unsigned long long>(2)) {
     fill_bytes(kOp, gpu, counts_, 0, 2 * sizeof(*counts_));
   }
 
   void run() {
-    RowList open{gpu_.template scratch<int64_t>(task_.rows), counts_};
+    const RowList open = new_list(0);
     if constexpr (!std::is_same_v<T, double>) {
       if (tensor_) {
-        score_on_tensor_cores(open);
-        if (!task_.exact) return settle_open(open);
-        // The rows left open, a few percent, are scored again with float's smaller errors.
-        const RowList still{gpu_.template scratch<int64_t>(task_.rows), counts_ + 1};
-        score_plainly(open, still);
-        return settle_open(still);
+        const Scores scores = score_on_tensor_cores();
+        certify_labels<true>(scores, task_.exact, kAllRows, open);
+        if (!task_.exact) return settle_labels(open);
+        // The rows left open are scored again with float's smaller errors.
+        const RowList still_open = new_list(1);
+        certify_labels<false>(score_plainly(open, scores.found), true, open, still_open);
+        return settle_labels(still_open);
       }
     }
-    score_plainly(RowList{nullptr, nullptr}, open);
-    settle_open(open);
+    certify_labels<false>(score_plainly(), true, kAllRows, open);
+    settle_labels(open);
   }
 
- private:
-  void score_on_tensor_cores(RowList open) {
+  // The best scores of each row, from each share of the centroids: [shares, rows].
+  struct Scores {
+    int64_t shares;
+    TopThree<A>* found;
+  };
+
+  Scores score_on_tensor_cores() {
     const int64_t row_tiles = ceil_div(task_.rows, int64_t{Mma::kRows});
     const int64_t tiles = ceil_div(task_.clusters, int64_t{Mma::kTile});
-    const auto [shares, per_share] = split(row_tiles, tiles, gpu_.multiprocessors);
-    auto* found = scores(shares);
-    const uintptr_t starts =
-        reinterpret_cast<uintptr_t>(task_.x) | uintptr_t(task_.dim * sizeof(T));
+    const int64_t per_share = ceil_div(tiles, shares_of(row_tiles, tiles, gpu_.multiprocessors));
+    const Scores scores = new_scores(ceil_div(tiles, per_share));
+    const auto starts = reinterpret_cast<uintptr_t>(task_.x) | uintptr_t(task_.dim * sizeof(T));
     const int unit = starts % 16 == 0 ? 16 : starts % 4 == 0 ? 4 : 2;
     const int stages = MmaShared::bytes(4) <= most_shared() ? 4 : 2;
-    launch(kOp, gpu_, score_tensor<T>, dim3(unsigned(row_tiles), unsigned(shares)), Mma::kThreads,
-           MmaShared::bytes(stages), task_.x, task_.rows, unit, centroids_, per_share, stages,
-           found);
-    launch(kOp, gpu_, certify<true, T>, certify_blocks_, kSettleThreads, 0, task_, centroids_,
-           found, int(shares), task_.exact, RowList{nullptr, nullptr}, open);
+    launch(kOp, gpu_, score_tensor<T>, dim3(unsigned(row_tiles), unsigned(scores.shares)),
+           Mma::kThreads, MmaShared::bytes(stages), task_.x, task_.rows, unit, centroids_,
+           per_share, stages, scores.found);
+    return scores;
   }
 
-  // The rows of a list are at most all rows: there the grid is only as large as the GPU.
-  void score_plainly(RowList list, RowList open) {
-    constexpr int64_t kTile = Simt<A>::kTile;
-    const int64_t row_tiles = ceil_div(task_.rows, kTile), tiles = ceil_div(task_.clusters, kTile);
-    const int64_t at_once = 2 * int64_t(gpu_.multiprocessors);
-    const bool all = list.rows == nullptr;
-    const auto [shares, per_share] = split(row_tiles, all ? tiles : 1, at_once);
-    auto* found = scores(shares);
-    const dim3 grid(unsigned(all ? row_tiles : std::min(row_tiles, at_once)), unsigned(shares));
+  Scores score_plainly() {
+    const int64_t row_tiles = ceil_div(task_.rows, int64_t{Simt<A>::kTile});
+    const int64_t tiles = ceil_div(task_.clusters, int64_t{Simt<A>::kTile});
+    const int64_t per_share = ceil_div(tiles, shares_of(row_tiles, tiles, blocks_at_once()));
+    const Scores scores = new_scores(ceil_div(tiles, per_share));
+    score_simt_on(dim3(unsigned(row_tiles), unsigned(scores.shares)), kAllRows, per_share,
+                  scores.found);
+    return scores;
+  }
+
+  // A list's length is known to the GPU alone: as many blocks as run at once take what there is.
+  Scores score_plainly(RowList list, TopThree<A>* found) {
+    const unsigned blocks = grid_size(task_.rows, Simt<A>::kTile, blocks_at_once());
+    score_simt_on(dim3(blocks), list, ceil_div(task_.clusters, int64_t{Simt<A>::kTile}), found);
+    return {1, found};
+  }
+
+  const Centroids<A>& centroids() const { return centroids_; }
+
+ private:
+  static constexpr RowList kAllRows{nullptr, nullptr};
+
+  int64_t blocks_at_once() const { return 2 * int64_t(gpu_.multiprocessors); }
+  RowList new_list(int which) const {
+    return {gpu_.template scratch<int64_t>(task_.rows), counts_ + which};
+  }
+  Scores new_scores(int64_t shares) const {
+    return {shares, gpu_.template scratch<TopThree<A>>(shares * task_.rows)};
+  }
+
+  void score_simt_on(dim3 grid, RowList list, int64_t tiles_per_share, TopThree<A>* found) {
     launch(kOp, gpu_, score_simt<T>, grid, Simt<A>::kThreads, simt_shared<A>(), task_.x, task_.rows,
-           list, centroids_, all ? per_share : tiles, found);
-    launch(kOp, gpu_, certify<false, T>, certify_blocks_, kSettleThreads, 0, task_, centroids_,
-           found, int(shares), true, list, open);
+           list, centroids_, tiles_per_share, found);
   }
 
-  void settle_open(RowList open) {
+  template <bool kTensor>
+  void certify_labels(Scores scores, bool exact, RowList list, RowList open) {
+    launch(kOp, gpu_, certify<kTensor, T>,
+           grid_size(task_.rows, kSettleThreads / kWarp, 16 * int64_t(gpu_.multiprocessors)),
+           kSettleThreads, 0, task_, centroids_, scores.found, int(scores.shares), exact, list,
+           open);
+  }
+
+  void settle_labels(RowList open) {
     launch(kOp, gpu_, settle<T>, grid_size(task_.rows, 1, 4 * int64_t(gpu_.multiprocessors)),
            kSettleThreads, 0, task_, static_cast<const unsigned char*>(centroids_.finite), open);
-  }
-
-  // (shares, centroid tiles of each)
-  std::pair<int64_t, int64_t> split(int64_t row_tiles, int64_t tiles, int64_t at_once) const {
-    const int64_t per_share = ceil_div(tiles, shares_of(row_tiles, tiles, at_once));
-    return {ceil_div(tiles, per_share), per_share};
-  }
-
-  // Room for the best scores of all rows from each share; the same for both kernels.
-  TopThree<A>* scores(int64_t shares) {
-    if (shares > room_) {
-      found_ = gpu_.template scratch<TopThree<A>>(shares * task_.rows);
-      room_ = shares;
-    }
-    return found_;
   }
 
   const KMeansAssign<T> task_;
   const Gpu& gpu_;
   const bool tensor_;
   const Centroids<A> centroids_;
-  const unsigned certify_blocks_;
-  unsigned long long* counts_;
-  TopThree<A>* found_ = nullptr;
-  int64_t room_ = 0;
+  unsigned long long* const counts_;  // lengths of the two lists
 };
 
 }  // namespace

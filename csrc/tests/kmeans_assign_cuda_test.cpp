@@ -1,7 +1,6 @@
-#include "kmeans/kmeans_assign_cuda.cu"
-
 #include <limits>
 
+#include "kmeans/kmeans_assign_cuda.cu"
 #include "tests/gpu_test.h"
 
 using namespace fastif;
@@ -114,6 +113,72 @@ Data<T> grid(int64_t n, int64_t d, int64_t K, int levels) {
   return data;
 }
 
+// The best scores themselves against float64: each within score_error, which is small, and where
+// the data is far apart no row is left open.
+template <class T, bool kOnTensorCores>
+void check_scores(const Data<T>& data, int shift, double relative_error) {
+  using A = accumulate_t<T>;
+  const auto [n, d, K, x, centroids] = data;
+  std::vector<T> shifted(shift, T{});
+  shifted.insert(shifted.end(), x.begin(), x.end());
+  on_simulated_gpus([&](const Gpu& gpu) {
+    std::vector<int64_t> labels(n);
+    std::vector<A> sqdist(n);
+    Assign<T> assign(
+        {n, d, K, shifted.data() + shift, centroids.data(), labels.data(), sqdist.data()}, gpu,
+        kOnTensorCores);
+    const auto result = [&] {
+      if constexpr (kOnTensorCores) {
+        return assign.score_on_tensor_cores();
+      } else {
+        return assign.score_plainly();
+      }
+    }();
+    const auto& prepared = assign.centroids();
+    const A* mean = prepared.mean;
+    std::vector<TopThree<A>> found(n, TopThree<A>::none());
+    for (int64_t share = 0; share < result.shares; ++share)
+      for (int64_t i = 0; i < n; ++i) found[i].add(result.found[share * n + i]);
+    for (int64_t i = 0; i < n; ++i) {
+      RowFacts<A> facts{0, 0, 0, true};
+      double norm = 0, largest = 0;
+      std::vector<double> scores(K);
+      for (int64_t k = 0; k < d; ++k) {
+        const A value = to_float(x[i * d + k]);
+        A seen = value - mean[k];
+        if constexpr (kOnTensorCores) {
+          seen = rounded_operand<T>(value, mean[k]);
+          facts.lost_sq += (seen - (value - mean[k])) * (seen - (value - mean[k]));
+        }
+        facts.norm_sq += seen * seen;
+        norm += std::pow(double(value) - mean[k], 2);
+      }
+      for (int64_t j = 0; j < K; ++j) {
+        double square = 0;
+        for (int64_t k = 0; k < d; ++k) {
+          const double c = double(centroids[j * d + k]) - mean[k];
+          scores[j] += (double(to_float(x[i * d + k])) - mean[k]) * c;
+          square += c * c;
+        }
+        scores[j] -= square / 2;
+        largest = std::max(largest, square);
+      }
+      const double error = score_error<kOnTensorCores>(facts, prepared);
+      EXPECT(error < relative_error * (std::sqrt(norm * largest) + largest + 1e-30), "error %g",
+             error);
+      const TopThree<A>& top = found[i];
+      EXPECT(std::abs(top.best - scores[top.index]) <= error, "row %ld", long(i));
+      EXPECT(K < 2 || std::abs(top.second - scores[top.runner_up]) <= error, "row %ld", long(i));
+      std::sort(scores.rbegin(), scores.rend());
+      const A three[3] = {top.best, top.second, top.third};
+      for (int64_t r = 0; r < std::min<int64_t>(K, 3); ++r)
+        EXPECT(std::abs(three[r] - scores[r]) <= error, "row %ld rank %ld: %g, expected %g",
+               long(i), long(r), double(three[r]), scores[r]);
+    }
+    return found[n - 1].index;
+  });
+}
+
 template <class T>
 void check_simt() {
   for (int64_t K : {1, 2, 5, 65, 129}) {
@@ -137,9 +202,24 @@ void check_tensor() {
   check(normal_data<T>(20, 21, 16, 1, 1000), kTensor);
 }
 
+void check_all_scores() {
+  for (int64_t d : {5, 70}) {
+    for (int64_t K : {1, 40, 140}) {
+      const double roundings = double(d + 16) * 0x1p-22;
+      check_scores<float, false>(normal_data<float>(30, d, K), 0, roundings);
+      check_scores<double, false>(normal_data<double>(30, d, K), 0, roundings * 0x1p-29);
+      check_scores<float, true>(normal_data<float>(30, d, K), 1, 0x1p-10 + 4 * roundings);
+      check_scores<Half, true>(normal_data<Half>(30, d, K), 1, 0x1p-10 + 4 * roundings);
+      check_scores<BFloat16, true>(normal_data<BFloat16>(30, d, K), 1, 0x1p-7 + 4 * roundings);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_all_scores();
+  std::puts("scores");
   check_simt<float>();
   check_simt<double>();
   check_simt<Half>();
