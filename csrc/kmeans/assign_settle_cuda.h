@@ -156,7 +156,7 @@ __device__ __forceinline__ bool nearer(double a, int i, double b, int j) {
 // the label, or (exact = false) an error bound exists at all, it is final; where the third proves
 // that only two centroids can be nearest, float64 decides between them; else the row joins `open`.
 template <bool kTensor, class T>
-__global__ void __launch_bounds__(kSettleThreads)
+__global__ void __launch_bounds__(kSettleThreads, 3)
     certify(KMeansAssign<T> task, Centroids<accumulate_t<T>> centroids,
             const TopThree<accumulate_t<T>>* found, int shares, bool exact, RowList list,
             RowList open) {

@@ -103,6 +103,14 @@ Data<T> near_ties(int64_t n, int64_t d, int64_t K, double distance) {
   return data;
 }
 
+// Rows so far out that TF32 tells no centroids apart, float32 most: a list of several row tiles for
+// each of a small GPU's blocks.
+Data<float> far_rows() {
+  Data<float> data = normal_data<float>(900, 3, 40);
+  for (float& v : data.x) v *= 300;
+  return data;
+}
+
 // Small integers: many exact ties of many centroids.
 template <class T>
 Data<T> grid(int64_t n, int64_t d, int64_t K, int levels) {
@@ -238,6 +246,12 @@ int main() {
   check(normal_data<float>(40, 12, 6, 1, 1e5), kSimt);
   check(normal_data<float>(40, 12, 6, 1, 1e5), kTensor);
   check(normal_data<double>(40, 12, 6, 1e300), kSimt);
+  check(far_rows(), kTensor);
+  for (Kernel kernel : {kSimt, kTensor}) {
+    Data<float> data = normal_data<float>(10, 7, 3);
+    for (int64_t j = 0; j < 3; ++j) data.centroid(j, j) = float(kInf);
+    check(data, kernel);  // no label at all
+  }
   std::puts("cases");
   check_tensor<float>();
   check_tensor<Half>();
