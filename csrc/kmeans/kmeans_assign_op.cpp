@@ -3,14 +3,18 @@
 #include <string>
 #include <tuple>
 
+#include "common/run_on.h"
 #include "kmeans/kmeans_op.h"
 
 namespace fastif {
 
-std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const Tensor& centroids) {
+std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const Tensor& centroids,
+                                         bool exact) {
   const ScalarType dtype = accumulate_dtype(x);
   STD_TORCH_CHECK(x.dim() == 2 && centroids.dim() == 2 && x.size(1) == centroids.size(1),
                   "fastif_ext::", op, ": x must be [n, d] and centroids [K, d]");
+  STD_TORCH_CHECK(x.device() == centroids.device(), "fastif_ext::", op,
+                  ": x and centroids must be on one device");
   STD_TORCH_CHECK(centroids.size(0) >= 1, "fastif_ext::", op, ": centroids has no row");
   STD_TORCH_CHECK(centroids.scalar_type() == x.scalar_type() || centroids.scalar_type() == dtype,
                   "fastif_ext::", op,
@@ -23,9 +27,17 @@ std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const 
   dispatch_floating(op, x.scalar_type(), [&](auto t) {
     using T = decltype(t);
     using A = accumulate_t<T>;
-    kmeans_assign_cpu(KMeansAssign<T>{n, d, K, data<T>(rows), data<A>(centres),
-                                      mutable_data<int64_t>(labels), mutable_data<A>(sqdist)},
-                      torch_pool());
+    const KMeansAssign<T> task{n,
+                               d,
+                               K,
+                               data<T>(rows),
+                               data<A>(centres),
+                               mutable_data<int64_t>(labels),
+                               mutable_data<A>(sqdist),
+                               exact};
+    run_on(
+        x, [&](const Pool& pool) { kmeans_assign_cpu(task, pool); },
+        [&](const auto& gpu) { kmeans_assign_cuda(task, gpu); });
   });
   return {labels, sqdist};
 }
@@ -37,12 +49,10 @@ std::tuple<Tensor, Tensor> kmeans_assign(const Tensor& x, const Tensor& centroid
   STD_TORCH_CHECK(precision == "auto" || precision == "fp32" || precision == "tf32",
                   "fastif_ext::kmeans_assign: precision must be 'auto', 'fp32' or 'tf32', got '",
                   precision, "'");
-  return checked_assign("kmeans_assign", x, centroids);
+  return checked_assign("kmeans_assign", x, centroids, precision != "tf32");
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("kmeans_assign", TORCH_BOX(&fastif::kmeans_assign));
-}
+FASTIF_REGISTER("kmeans_assign", fastif::kmeans_assign)

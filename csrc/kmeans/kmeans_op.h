@@ -13,6 +13,7 @@ inline ScalarType accumulate_dtype(const Tensor& x) {
 }
 
 // Checks x and centroids, and runs kmeans_assign: (labels, sqdist).
-std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const Tensor& centroids);
+std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const Tensor& centroids,
+                                         bool exact = true);
 
 }  // namespace fastif

@@ -118,7 +118,8 @@ struct Machine {
   dim3 block, block_dim, grid_dim;
   unsigned char* dynamic;
   const std::function<void()>* body;
-  // The order of threads: 0 ascending, 1 descending, else random, drawn anew at each barrier.
+  // The order of threads: 0 ascending, 1 descending, else random, drawn anew at each barrier; from
+  // 3 on half the warps rest each time, so that warps get ahead of one another.
   unsigned order = 0;
 };
 inline Machine machine;
@@ -247,12 +248,14 @@ inline void run_block(size_t threads, const std::vector<char*>& stacks, std::mt1
   }
   while (true) {
     if (machine.order >= 2) std::shuffle(order.begin(), order.end(), engine);
+    const unsigned awake = machine.order >= 3 ? unsigned(engine()) : ~0u;
     bool ran = false;
     size_t done = 0;
     for (unsigned i : order) {
       if (fibers[i].state != State::kReady) continue;
-      resume(fibers[i]);
       ran = true;
+      if (!(awake >> i / 32 & 1)) continue;
+      resume(fibers[i]);
     }
     for (auto& f : fibers) done += f.state == State::kDone;
     if (done == threads) return;

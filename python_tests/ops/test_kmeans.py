@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,9 +48,18 @@ def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=rtol, atol=0, equal_nan=True)
 
 
-def check_assign(x: Tensor, centroids: Tensor) -> None:
-    labels, sqdist = fi.kmeans_assign(x, centroids)
-    want_labels, want_sqdist = reference.kmeans_assign(x, centroids)
+def assign(
+    device: torch.device, x: Tensor, centroids: Tensor, precision: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Labels and distances as found on the device, on the CPU."""
+    x, centroids = x.to(device), centroids.to(device)
+    labels, sqdist = fi.kmeans_assign(x, centroids, precision=precision)
+    return labels.cpu(), sqdist.cpu()
+
+
+def check_assign(device: torch.device, x: Tensor, centroids: Tensor) -> None:
+    labels, sqdist = assign(device, x, centroids)
+    want_labels, want_sqdist = reference.kmeans_assign(x.cpu(), centroids.cpu())
     assert torch.equal(labels, want_labels)
     close(sqdist, want_sqdist)
 
@@ -58,26 +67,30 @@ def check_assign(x: Tensor, centroids: Tensor) -> None:
 class TestAssign:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("n", "d", "K"), SHAPES)
-    def test_equals_twin(self, n: int, d: int, K: int, dtype: torch.dtype) -> None:
-        check_assign(*case(n, d, K, dtype))
+    def test_equals_twin(
+        self, device: torch.device, n: int, d: int, K: int, dtype: torch.dtype
+    ) -> None:
+        check_assign(device, *case(n, d, K, dtype))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_float32_centroids_with_half_rows(self, dtype: torch.dtype) -> None:
+    def test_float32_centroids_with_half_rows(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> None:
         x, centroids = case(200, 33, 7)
-        check_assign(x.to(dtype), centroids)
+        check_assign(device, x.to(dtype), centroids)
 
-    def test_no_columns(self) -> None:
-        labels, sqdist = fi.kmeans_assign(torch.empty(3, 0), torch.empty(2, 0))
+    def test_no_columns(self, device: torch.device) -> None:
+        labels, sqdist = assign(device, torch.empty(3, 0), torch.empty(2, 0))
         assert labels.tolist() == [0, 0, 0]
         assert sqdist.tolist() == [0, 0, 0]
 
-    def test_non_contiguous(self) -> None:
-        x, centroids = case(40, 60, 6)
-        check_assign(x[::2, ::3], centroids[:, ::3])
-        check_assign(x.t()[:, :7], centroids[:, :7])
+    def test_non_contiguous(self, device: torch.device) -> None:
+        x, centroids = (t.to(device) for t in case(40, 60, 6))
+        check_assign(device, x[::2, ::3], centroids[:, ::3])
+        check_assign(device, x.t()[:, :7], centroids[:, :7])
 
     @pytest.mark.parametrize("d", [1, 16, 65, 700])
-    def test_labels_are_exact_at_near_ties(self, d: int) -> None:
+    def test_labels_are_exact_at_near_ties(self, device: torch.device, d: int) -> None:
         """Rows a few float32 roundings away from the midpoint between two of the centroids.
 
         The scores in float32 cannot tell these apart: a plain float32 argmin gets many wrong.
@@ -87,67 +100,75 @@ class TestAssign:
         pairs = torch.randint(12, (2000, 2), generator=g)
         a, b = centroids[pairs[:, 0]], centroids[pairs[:, 1]]
         x = (a + b) / 2 + 1e-6 * torch.randn(2000, d, generator=g)
-        check_assign(x, centroids)
+        check_assign(device, x, centroids)
         scores = x @ centroids.T - centroids.square().sum(1) / 2
         assert (scores.argmax(1) != reference.kmeans_assign(x, centroids)[0]).any()
 
     @pytest.mark.parametrize("offset", [1e3, 1e5])
-    def test_common_offset(self, offset: float) -> None:
+    def test_common_offset(self, device: torch.device, offset: float) -> None:
         """Data 1000 (and 1e5) standard deviations away from zero keeps its distances."""
         x, centroids = case(400, 50, 10)
-        check_assign(x + offset, centroids + offset)
+        check_assign(device, x + offset, centroids + offset)
 
-    def test_ties_go_to_the_lowest_index(self) -> None:
+    def test_ties_go_to_the_lowest_index(self, device: torch.device) -> None:
         x, centroids = case(300, 20, 5)
-        labels, _ = fi.kmeans_assign(x, centroids.repeat(4, 1))
-        assert torch.equal(labels, fi.kmeans_assign(x, centroids)[0])
+        labels, _ = assign(device, x, centroids.repeat(4, 1))
+        assert torch.equal(labels, assign(device, x, centroids)[0])
         line = torch.tensor([[2.0], [0.0], [1.0]])
-        assert fi.kmeans_assign(torch.tensor([[1.5], [0.5]]), line)[0].tolist() == [0, 1]
+        assert assign(device, torch.tensor([[1.5], [0.5]]), line)[0].tolist() == [0, 1]
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-    def test_non_finite_rows_and_centroids(self, bad: float, dtype: torch.dtype) -> None:
+    def test_non_finite_rows_and_centroids(
+        self, device: torch.device, bad: float, dtype: torch.dtype
+    ) -> None:
         x, centroids = case(100, 19, 9, dtype)
         x[3, 18], x[50, 0], centroids[0, 4], centroids[8, 18] = bad, bad, bad, bad
-        labels, sqdist = fi.kmeans_assign(x, centroids)
+        labels, sqdist = assign(device, x, centroids)
         assert labels[[3, 50]].tolist() == [-1, -1]
         assert sqdist[[3, 50]].isnan().all()
         assert sqdist.isnan().sum() == 2
         assert not ((labels == 0) | (labels == 8)).any()
-        check_assign(x, centroids)
-        labels, sqdist = fi.kmeans_assign(x, torch.full_like(centroids, bad))
+        check_assign(device, x, centroids)
+        labels, sqdist = assign(device, x, torch.full_like(centroids, bad))
         assert (labels == -1).all()
         assert sqdist.isnan().all()
 
     @pytest.mark.parametrize("scale", [1e30, 1e19, 1e-20, 1e-30, 1e-44])
-    def test_labels_survive_overflow_and_underflow(self, scale: float) -> None:
+    def test_labels_survive_overflow_and_underflow(
+        self, device: torch.device, scale: float
+    ) -> None:
         x, centroids = case(200, 12, 6)
         x, centroids = x * scale, centroids * scale
-        labels, sqdist = fi.kmeans_assign(x, centroids)
+        labels, sqdist = assign(device, x, centroids)
         want_labels, want = reference.kmeans_assign(x, centroids)
         assert torch.equal(labels, want_labels)
         torch.testing.assert_close(sqdist, want, rtol=3e-6, atol=1e-37)
         huge = torch.full((2, 1), 1e300, dtype=torch.float64)  # overflows float64 as well
-        assert fi.kmeans_assign(huge, -huge)[0].tolist() == [0, 0]
+        assert assign(device, huge, -huge)[0].tolist() == [0, 0]
 
-    def test_threads_and_chunks_change_no_bit(self, threads: None) -> None:
+    def test_threads_and_chunks_change_no_bit(self, device: torch.device, threads: None) -> None:
         x, centroids = case(3000, 70, 37)
         torch.set_num_threads(1)
-        labels, sqdist = fi.kmeans_assign(x, centroids)
+        labels, sqdist = assign(device, x, centroids)
         torch.set_num_threads(2)
         for chunks in (1, 7):
-            parts = [fi.kmeans_assign(part, centroids) for part in x.chunk(chunks)]
+            parts = [assign(device, part, centroids) for part in x.chunk(chunks)]
             assert torch.equal(torch.cat([p[0] for p in parts]), labels)
             assert torch.equal(torch.cat([p[1] for p in parts]), sqdist)
 
-    def test_precisions_agree(self) -> None:
+    def test_precisions_agree(self, device: torch.device) -> None:
         x, centroids = case(100, 10, 4)
-        results = [fi.kmeans_assign(x, centroids, precision=p) for p in ("auto", "fp32", "tf32")]
+        results = [assign(device, x, centroids, precision=p) for p in ("auto", "fp32", "tf32")]
         for labels, sqdist in results:
             assert torch.equal(labels, results[0][0])
             assert torch.equal(sqdist, results[0][1])
 
-    @settings(max_examples=60, deadline=None)
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],  # a device has no state
+    )
     @given(
         n=st.integers(0, 60),
         d=st.integers(1, 20),
@@ -155,12 +176,14 @@ class TestAssign:
         levels=st.integers(1, 4),
         seed=st.integers(0, 2**31),
     )
-    def test_integer_grids(self, n: int, d: int, K: int, levels: int, seed: int) -> None:
+    def test_integer_grids(
+        self, device: torch.device, n: int, d: int, K: int, levels: int, seed: int
+    ) -> None:
         """Values from a small grid: many exact ties and zero distances, all exact in float32."""
         g = torch.Generator().manual_seed(seed)
         x = torch.randint(levels, (n, d), generator=g).float()
         centroids = torch.randint(levels, (K, d), generator=g).float()
-        labels, sqdist = fi.kmeans_assign(x, centroids)
+        labels, sqdist = assign(device, x, centroids)
         want_labels, want = reference.kmeans_assign(x, centroids)
         assert torch.equal(labels, want_labels)
         assert torch.equal(sqdist, want)
