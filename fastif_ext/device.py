@@ -1,9 +1,10 @@
-"""What depends on the device: its choice, kernels, random state, precision, memory that runs out."""
+"""What depends on the device: kernels, random state, precision, memory that runs out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,7 @@ from fastif_ext.build import build_info
 
 DEVICES = ("cpu", "cuda", "auto")
 KERNELS = ("cpu", "cuda") if build_info()["cuda"] else ("cpu",)  # where the operators run
-LOOK_EVERY = (
-    8  # steps of a solver between two looks at its residual, where a look stalls the device
-)
+LOOK_EVERY = 8  # steps of a solver between two looks at its residual, off the CPU
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,8 +73,8 @@ def kept_rng(device: torch.device) -> Iterator[None]:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Arithmetic in the tensors' own dtype: no ambient autocast, no TF32 in convolutions.
 
-    TF32 keeps 10 bits of what goes into a product, so that a residual of 1e-3 is out of reach; torch
-    has it on for convolutions and off for matrix products. Who allows it for the latter (see
+    TF32 keeps 10 bits of what goes into a product, so that a residual of 1e-3 is out of reach;
+    torch has it on for convolutions and off for matrix products. Who allows it for the latter (see
     torch.set_float32_matmul_precision) gets it for both.
     """
     with _ieee_convolutions() if device.type == "cuda" else nullcontext():
@@ -91,7 +90,7 @@ def _ieee_convolutions() -> Iterator[None]:
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         yield
         return
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
     try:
         allowed = cudnn.allow_tf32

@@ -1,8 +1,8 @@
 """Products with an operator, recorded once as a CUDA graph and played from then on.
 
-A product with the Hessian of a small network is hundreds of kernels of a few microseconds: launching
-them one by one takes longer than running them. A solver makes hundreds of products of one shape on
-one subset, so their kernels can be recorded and launched as one.
+A product with the Hessian of a small network is hundreds of kernels of a few microseconds:
+launching them one by one takes longer than running them. A solver makes hundreds of products of one
+shape on one subset, so their kernels can be recorded and launched as one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Work on a stream of its own, as recording asks for, in order with the caller's stream.
 
-    Autograd runs the backward pass of an operation on the stream of its forward pass: a graph made
-    on the default stream, which cannot be recorded, cannot be recorded either. So `run` comes first.
+    Autograd runs the backward pass of an operation on the stream of its forward pass. What was made
+    on the default stream, which cannot be recorded, cannot be either: `run` has to come first.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -92,6 +92,8 @@ def _relocate_empty(
     cluster stay; what stays empty keeps its center.
     """
     empty = (mass <= 0).nonzero()[:, 0].tolist()
+    labels, sqdist = labels.cpu(), sqdist.cpu()  # looked at one by one
+    weight = None if weight is None else weight.cpu()
     size = torch.bincount(labels, minlength=len(mass))
     for row in sqdist.argsort(descending=True, stable=True).tolist():
         if not empty or sqdist[row] <= 0:
@@ -109,9 +111,20 @@ def _relocate_empty(
 
 def _draw_rows(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` rows, independently, with probabilities proportional to mass (float64 [n])."""
-    cumulative = mass.cumsum(0)  # serial for one dimension
     u = torch.rand(count, generator=generator, dtype=torch.float64).to(mass.device)
-    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=len(mass) - 1)
+    cumulative = mass.cumsum(0) if mass.device.type == "cpu" else _whole_cumsum(mass)
+    at = (u * cumulative[-1]).to(cumulative.dtype)
+    return torch.searchsorted(cumulative, at, right=True).clamp_(max=len(mass) - 1)
+
+
+def _whole_cumsum(mass: Tensor) -> Tensor:
+    """The cumulative sum of mass in units of 2^-62 n max(mass), int64.
+
+    A GPU sums in no fixed order, which makes no difference to integers. (On the CPU the sum of
+    floating-point numbers along one dimension is serial.)
+    """
+    share = mass / mass.amax().clamp(min=1e-300)
+    return (share * (2.0**62 / len(mass))).long().cumsum(0)
 
 
 def random_rows(
@@ -138,8 +151,8 @@ def plus_plus_rows(
     for step in range(n_clusters):
         candidates = _draw_rows(mass, trials if step else 1, generator)
         least, potential = kmeans_candidates(x, x[candidates], sqdist, weight=weight)
-        best = int(potential.argmin())
-        rows.append(candidates[best])
-        sqdist = least[best]
+        best = potential.argmin().view(1)  # stays on the device: no step waits for it
+        rows.append(candidates.index_select(0, best))
+        sqdist = least.index_select(0, best)[0]
         mass = sqdist.double() if weight is None else sqdist.double() * weight
-    return torch.stack(rows)
+    return torch.cat(rows)
