@@ -119,6 +119,8 @@ def _note(name: str, args: Any, ours: list[Any], theirs: list[Tensor], here: boo
         (TRAFFIC.uploads if here else TRAFFIC.waits).append(name)
     elif ours and name in INDEXING:
         indices = [t for t in args[1] if t is not None]
+        if not isinstance(args[0], Disguised):
+            raise RuntimeError(f"{name}: indices on {NAME}:0 into a tensor on the CPU")
         if any(t.dtype in (torch.bool, torch.uint8) for t in indices):
             TRAFFIC.waits.append(name)
         if any(not isinstance(t, Disguised) for t in indices):

@@ -36,6 +36,8 @@ def test_mixed_devices_and_generators_are_refused(simulated: Mover) -> None:
     x = simulated(torch.zeros(4))
     with pytest.raises(RuntimeError, match="on simulated:0 and on the CPU"):
         x + torch.zeros(4)
+    with pytest.raises(RuntimeError, match="indices on simulated:0"):
+        torch.zeros(4)[simulated(torch.tensor([0]))]
     with pytest.raises((RuntimeError, TypeError)):
         x.numpy()
     with pytest.raises(RuntimeError, match="generator"):
