@@ -13,6 +13,7 @@ from torch import nn
 
 from fastif_ext import datasets, models
 from fastif_ext.build import build_info
+from fastif_ext.device import DEVICES, choose_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--samples", type=int, nargs="+", default=None, help="subset sizes")
     demo.add_argument("--seeds", type=int, default=None, help="draws per sampler and size")
     demo.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=None, help="which")
+    _add_device(demo)
     demo.add_argument("--quiet", action="store_true", help="no progress bar")
     demo.set_defaults(run=_demo)
 
@@ -96,8 +98,18 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
     add("--params", nargs="+", default=None, help="names or patterns; default all")
     add("--damping", type=_number_or_auto, default="auto", help="number or auto")
     add("--seed", type=int, default=0, help="of training and sampling")
+    _add_device(command)
     add("--json", type=Path, default=None, help="write the report here")
     add("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="where to train and solve; auto: CUDA, with a GPU and a CUDA build of fastif_ext",
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -111,6 +123,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     demo.run(
         arguments.output,
         class_index=arguments.class_index,
+        device=choose_device(arguments.device),
         progress=not arguments.quiet,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -118,9 +131,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _problem(arguments: argparse.Namespace) -> tuple[datasets.LoadedData, nn.Module]:
-    """The data, and the model loaded or trained on it."""
+    """The data, on the CPU, and the model loaded or trained on it, on the device asked for."""
+    from fastif_ext.data import to_device
     from fastif_ext.training import train, train_lbfgs
 
+    device = choose_device(arguments.device)
     data = datasets.load(arguments.data)
     if not 0 <= arguments.class_index < len(data.classes):
         raise ValueError(
@@ -128,12 +143,12 @@ def _problem(arguments: argparse.Namespace) -> tuple[datasets.LoadedData, nn.Mod
             f"{arguments.class_index}"
         )
     name = arguments.model or models.default_model(data.name)
-    model = models.build(name, seed=arguments.seed, dtype=data.train.tensors[0].dtype)
+    model = models.build(name, seed=arguments.seed, dtype=data.train.tensors[0].dtype).to(device)
     if arguments.weights is not None:
         return data, models.load_weights(model, arguments.weights)
-    print(f"Training {name} on {len(data.train)} rows of {data.name} ...", flush=True)
+    print(f"Training {name} on {len(data.train)} rows of {data.name} on {device} ...", flush=True)
     if data.name == "digits":
-        train_lbfgs(model, *data.train.tensors, l2=1e-3)
+        train_lbfgs(model, *to_device(data.train.tensors, device), l2=1e-3)
     else:
         progress = not arguments.quiet
         train(model, data.train, epochs=arguments.epochs, seed=arguments.seed, progress=progress)
@@ -205,6 +220,7 @@ def _info(arguments: argparse.Namespace) -> int:
     for key, value in build_info().items():
         print(f"{key}: {value}")
     print(f"torch: {torch.__version__}")
+    print(f"device: {choose_device('auto')}")
     return 0
 
 

@@ -20,7 +20,6 @@ from torch.utils.data import TensorDataset
 from fastif_ext.curvature import make_curvature
 from fastif_ext.data import take
 from fastif_ext.extract import Extracted
-from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics
 from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params, Selection, apply_update
@@ -71,7 +70,7 @@ class Record:
     sample_seconds: float | None = None
     solve_seconds: float | None = None
     peak_megabytes: float | None = None
-    """Peak resident memory above the start of the removal, where the system tells it."""
+    """Peak memory of the removal on the model's device, as in RemovalReport, where it is told."""
     failure: str | None = None
     """Why there is no result: the solver's own words."""
 
@@ -147,7 +146,8 @@ class Comparison:
         self.setting, self.data = setting, data
         full = self._operator(setting.train, None)
         generator = torch.Generator().manual_seed(0)
-        self._probe = torch.randn(full.dim, generator=generator, dtype=torch.float64).to(full.dtype)
+        probe = torch.randn(full.dim, generator=generator, dtype=torch.float64)
+        self._probe = probe.to(full.device, full.dtype)
         self._full_product = full @ self._probe
         # An automatic damping differs from subset to subset; errors are compared at one for all.
         self.common_damping = 0.1 * spectrum(full, self._probe).largest
@@ -198,7 +198,7 @@ class Comparison:
         s = self.setting
         start = time.perf_counter()
         try:
-            with peak_memory() as peak, warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they say is in converged and target_reached
                 report = remove_class(
                     s.model,
@@ -232,7 +232,7 @@ class Comparison:
             target_reached=report.target_reached,
             sample_seconds=sample_seconds,
             solve_seconds=seconds,
-            peak_megabytes=peak.megabytes,
+            peak_megabytes=report.peak.megabytes,
         )
 
     def _errors(self, sampler: SubsetSampler) -> tuple[float, float | None]:

@@ -64,13 +64,19 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def cut(value: Any, rows: slice | Tensor) -> Any:
-    """The rows of a tensor, or of every tensor of a dict or sequence."""
-    return tree_map(lambda t: t[rows], value)
+    """The rows of a tensor, or of every tensor of a dict or sequence, wherever `rows` is."""
+    if isinstance(rows, slice):
+        return tree_map(lambda t: t[rows], value)
+    return tree_map(lambda t: t[rows.to(t.device)], value)
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """A tensor, or a dict or sequence of tensors, moved to the device."""
-    return tree_map(lambda t: t.to(device, non_blocking=True), inputs)
+    """A tensor, or a dict or sequence of tensors, moved to the device.
+
+    From pinned memory to a GPU nothing waits. To the CPU it must: the data is read at once.
+    """
+    free = torch.device(device).type != "cpu"
+    return tree_map(lambda t: t.to(device, non_blocking=free), inputs)
 
 
 def batch_rows(inputs: Any) -> int:
@@ -148,9 +154,11 @@ def _concatenate(group: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
     """The rows of tensors or of a map-style dataset, in that order, repeats included."""
     if type(data) is TensorDataset:
-        return TensorDataset(*(t[rows] for t in data.tensors))
+        return TensorDataset(*cut(data.tensors, rows))
     if isinstance(data, tuple):
-        return cut(data[0], rows), data[1][rows]
+        targets = data[1]
+        at = rows.to(targets.device) if isinstance(targets, Tensor) else rows.cpu()
+        return cut(data[0], rows), targets[at]
     return Subset(data, rows.tolist())
 
 
@@ -173,7 +181,7 @@ def relabelled(data: Dataset[Any], rows: Tensor, labels: Tensor) -> Dataset[Any]
     if type(data) is TensorDataset:
         inputs, old = data.tensors
         new = old.clone()
-        new[rows] = labels.to(old)
+        new[rows.to(old.device)] = labels.to(old)
         return TensorDataset(inputs, new)
     return _Relabelled(data, dict(zip(rows.tolist(), labels.tolist(), strict=True)))
 
@@ -187,6 +195,11 @@ def count(data: tuple[Any, Tensor] | Dataset[Any]) -> int:
             f"a {type(data).__name__} has no length; pass (inputs, targets) or a map-style Dataset"
         )
     return len(data)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from fastif_ext import datasets, models, report
 from fastif_ext.build import build_info
 from fastif_ext.comparison import SAMPLERS, Comparison, Record, Setting
-from fastif_ext.data import loader, take
+from fastif_ext.data import device_of, loader, take, to_device
 from fastif_ext.extract import extract
 from fastif_ext.training import train_lbfgs
 
@@ -32,6 +32,7 @@ def run(
     sizes: Sequence[int] = SIZES,
     seeds: int = SEEDS,
     samplers: Sequence[str] = SAMPLERS,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[Record]:
     """Train, remove a class with every sampler, print the table, write JSON and PNG.
@@ -42,6 +43,7 @@ def run(
         sizes: subset sizes, from 10 (one row for each digit) to the number of training rows.
         seeds: draws of each sampler at each size.
         samplers: names from fastif_ext.comparison.SAMPLERS.
+        device: where to train and solve.
         progress: show a progress bar.
 
     Returns:
@@ -50,7 +52,7 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is tiny: a second thread waits more than it works
     try:
-        return _run(output, class_index, sizes, seeds, samplers, progress)
+        return _run(output, class_index, sizes, seeds, samplers, torch.device(device), progress)
     finally:
         torch.set_num_threads(threads)
 
@@ -61,6 +63,7 @@ def _run(
     sizes: Sequence[int],
     seeds: int,
     samplers: Sequence[str],
+    device: torch.device,
     progress: bool,
 ) -> list[Record]:
     start = time.perf_counter()
@@ -70,9 +73,7 @@ def _run(
         raise ValueError(f"class_index must be a digit from 0 to 9, got {class_index}")
     output.mkdir(parents=True, exist_ok=True)
     print(f"Training an MLP 64-32-10 on {len(train)} digits; class {class_index} will be removed.")
-    model = models.build("mlp", seed=0, dtype=torch.float64)
-    train_lbfgs(model, *train.tensors, l2=L2)
-
+    model = _trained(train, device)
     extracted = extract(model, loader(train), layer="penultimate", progress=False)
     comparison = Comparison(Setting(model, train, test, class_index), extracted)
     kept = (train.tensors[1] != class_index).nonzero().flatten()
@@ -93,7 +94,8 @@ def _run(
         f"\nF1 and accuracies on {len(test)} test digits; errors against the Hessian of all "
         f"{len(train)} training digits,\nof the iHVP at one damping for all subsets "
         f"({comparison.common_damping:.2f}); removal takes the automatic damping.\n95 % bootstrap "
-        f"intervals over {seeds} seeds. {seconds:.0f} s on one thread."
+        f"intervals over {seeds} seeds. {seconds:.0f} s on "
+        f"{'one thread' if device.type == 'cpu' else device}."
     )
     facts: dict[str, Any] = {
         "data": "digits",
@@ -105,6 +107,7 @@ def _run(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "device": str(device),
         "machine": platform.machine(),
         "build": build_info(),
     }
@@ -114,8 +117,13 @@ def _run(
     return records
 
 
+def _trained(rows: TensorDataset, device: torch.device) -> torch.nn.Module:
+    model = models.build("mlp", seed=0, dtype=torch.float64).to(device)
+    train_lbfgs(model, *to_device(rows.tensors, device), l2=L2)
+    return model
+
+
 def _retrain(comparison: Comparison, kept: TensorDataset) -> Record:
     start = time.perf_counter()
-    model = models.build("mlp", seed=0, dtype=torch.float64)
-    train_lbfgs(model, *kept.tensors, l2=L2)
+    model = _trained(kept, device_of(comparison.setting.model))
     return comparison.retrained(model, time.perf_counter() - start)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastif_ext.curvature import Hessian
-from fastif_ext.data import loader, take
+from fastif_ext.data import device_of, loader, take
 from fastif_ext.diagnostics import calibration, effective_sample_size
 from fastif_ext.extract import Extracted, extract
 from fastif_ext.lissa import lissa
@@ -109,7 +109,7 @@ def diagnose(
         seeds: subsets to draw, at least 2.
         params: the selected parameters.
         damping: a number, or "auto".
-        available_memory: in bytes; by default what the system says is free.
+        available_memory: in bytes; by default what is free on the model's device.
 
     Returns:
         Diagnosis, with ``.findings`` and ``.summary()``.
@@ -144,7 +144,7 @@ def diagnose(
             _seeds_agree(runs),
             _self_loss(model, rows, g, solved, params, ratio),
             _converges(runs),
-            _memory(runs, available_memory),
+            _memory(runs, _available(model) if available_memory is None else available_memory),
             _calibrated(got),
             _weights(runs),
         ],
@@ -268,8 +268,7 @@ def _converges(runs: list[_Run]) -> Finding:
     )
 
 
-def _memory(runs: list[_Run], available: int | None) -> Finding:
-    free = _available() if available is None else available
+def _memory(runs: list[_Run], free: int) -> Finding:
     needed = max(run.graph_bytes for run in runs)
     m = len(runs[0].sampler)
     share = needed / free if free else 0.0
@@ -285,8 +284,11 @@ def _memory(runs: list[_Run], available: int | None) -> Finding:
     )
 
 
-def _available() -> int:
-    """Bytes of memory that the system says are free; 0 where it does not tell."""
+def _available(model: nn.Module) -> int:
+    """Bytes of memory that are free on the model's device; 0 where the system does not tell."""
+    device = device_of(model)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -124,7 +124,7 @@ def coverage(
     features = features.detach().float()
 
     def distances(rows: Tensor) -> tuple[float, float]:
-        _, squared = ops.kmeans_assign(features, features[rows])
+        _, squared = ops.kmeans_assign(features, features[rows.to(features.device)])
         squared = squared.double()
         return float(squared.mean()), float(squared.max())
 
@@ -180,7 +180,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
         >>> fi.calibration(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])).ratios
         tensor([1., 1.], dtype=torch.float64)
     """
-    logits = check_logits("calibration", logits).double().cpu()
+    logits = check_logits("calibration", logits).cpu().double()
     labels = check_labels("calibration", labels, n=len(logits), classes=logits.shape[1])
     if len(labels) == 0:
         raise ValueError("calibration: logits has no rows")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm.auto import tqdm
 
-from fastif_ext.data import call, evaluating, split_batch, to_device
+from fastif_ext.data import batch_rows, call, device_of, evaluating, split_batch, to_device
+from fastif_ext.device import memory_for
 
 Layer = str | Callable[[Any], Tensor] | None
 
@@ -28,7 +29,7 @@ class Extracted(NamedTuple):
 
 
 class ExtractedBatch(NamedTuple):
-    """The same for one batch, and the number of its first row."""
+    """The same for one batch, where the model ran (labels: on the CPU), and its first row."""
 
     row_offset: int
     logits: Tensor
@@ -73,7 +74,13 @@ def extract(
         >>> got.logits.shape, got.features.shape, got.labels.shape
         (torch.Size([10, 3]), torch.Size([10, 5]), torch.Size([10]))
     """
-    batches = list(stream(model, loader, layer=layer, device=device, progress=progress))
+    batches = [
+        batch._replace(
+            logits=batch.logits.cpu(),
+            features=None if batch.features is None else batch.features.cpu(),
+        )
+        for batch in stream(model, loader, layer=layer, device=device, progress=progress)
+    ]
     if not batches:
         raise ValueError("extract: loader gave no batch; it needs at least one row")
     features = [b.features for b in batches if b.features is not None]
@@ -95,9 +102,7 @@ def stream(
 ) -> Iterator[ExtractedBatch]:
     """The same pass, batch by batch, for what needs no more than one batch in memory."""
     _refuse_shuffling(loader)
-    if device is None:
-        first = next(model.parameters(), None)
-        device = first.device if first is not None else torch.device("cpu")
+    device = device_of(model) if device is None else device
     network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
     row_offset = 0
     with evaluating(model), _capture(model, name) as captured:
@@ -107,8 +112,12 @@ def stream(
         size = len(loader) if hasattr(loader, "__len__") else None
         for batch in tqdm(iterator, "logits", size, unit="batch", disable=not progress):
             inputs, labels = split_batch(batch)
-            inputs = to_device(inputs, device)
-            with torch.no_grad():
+            rows = batch_rows(inputs)
+            with (
+                memory_for(f"a batch of {rows} rows", "use a loader with a smaller batch_size"),
+                torch.no_grad(),
+            ):
+                inputs = to_device(inputs, device)
                 output = call(model, inputs)
                 features = captured.pop() if name is not None else None
                 if network is not None:
@@ -119,8 +128,8 @@ def stream(
                 raise ValueError(f"extract: the model must return logits [batch, Y], got {got}")
             yield ExtractedBatch(
                 row_offset,
-                logits.detach().cpu(),
-                None if features is None else features.detach().flatten(1).cpu(),
+                logits.detach(),
+                None if features is None else features.detach().flatten(1),
                 None if labels is None else torch.as_tensor(labels).cpu().long(),
             )
             row_offset += logits.shape[0]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastif_ext.curvature import check_curvature, last_linear, make_curvature
 from fastif_ext.data import Data, count, take
+from fastif_ext.graphs import CudaGraph
 from fastif_ext.lissa import lissa
 from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params, Selection
@@ -57,6 +58,7 @@ def influence(
     tol: float = 1e-3,
     max_iter: int | None = None,
     chunk_size: int | None = None,
+    cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> InfluenceResult:
     """The influence of removing some training points: delta = (H_S + damping I)^-1 g and its kin.
@@ -104,6 +106,7 @@ def influence(
         tol: relative residual to reach; of the normal equations for "gif".
         max_iter: at most this many iterations; by default 5000 for LiSSA.
         chunk_size: rows per chunk of a product; see Hessian.
+        cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
         progress: show progress bars.
 
     Returns:
@@ -123,7 +126,9 @@ def influence(
     """
     if variant not in VARIANTS:
         raise ValueError(f"influence: variant must be one of {tuple(VARIANTS)}, got {variant!r}")
-    solve = make_solver(solver, tol=tol, max_iter=max_iter, progress=progress)
+    solve = make_solver(
+        solver, tol=tol, max_iter=max_iter, cuda_graph=cuda_graph, progress=progress
+    )
     check_curvature(curvature)
     if isinstance(train, DataLoader):
         raise TypeError("influence: train must be (inputs, targets) or a Dataset: rows are chosen")
@@ -172,14 +177,19 @@ def influence(
 
 
 def make_solver(
-    name: str, *, tol: float, max_iter: int | None, progress: bool
+    name: str,
+    *,
+    tol: float,
+    max_iter: int | None,
+    progress: bool,
+    cuda_graph: CudaGraph = "auto",
 ) -> Callable[[Any, Tensor, float | str], SolveResult]:
     """solve(H, b, damping) by the solver of that name, LiSSA with at most 5000 steps by default."""
     if name not in SOLVERS:
         raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {name!r}")
     options: dict[str, Any] = {"tol": tol}
     if name != "exact":
-        options["progress"] = progress
+        options |= {"progress": progress, "cuda_graph": cuda_graph}
         if max_iter is not None or name == "lissa":
             options["max_iter"] = 5000 if max_iter is None else max_iter
     return lambda H, b, damping: SOLVERS[name](H, b, damping=damping, **options)

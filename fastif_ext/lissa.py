@@ -10,6 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastif_ext import ops
+from fastif_ext.device import full_precision, look_every
+from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.solvers import SolveResult, check_tolerance, finish, right_hand_sides
 from fastif_ext.spectrum import (
     SolverDivergence,
@@ -34,6 +36,8 @@ def lissa(
     max_iter: int = 1000,
     resample: Callable[[int], Any] | None = None,
     average: float | None = None,
+    check_every: int | None = None,
+    cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> SolveResult:
     """LiSSA for (H + damping I) x = b, all right-hand sides in one batch.
@@ -60,6 +64,12 @@ def lissa(
             "auto" and the reported residual refer to H.
         average: share of the last steps whose iterates are averaged, in (0, 1]; by default .5 with
             `resample`, and no averaging without.
+        check_every: steps between two looks at the residual, each of which makes the host wait for
+            the device: by default 1 on the CPU and 8 elsewhere. Up to check_every - 1 steps more
+            are taken than are needed; `history` has every step.
+        cuda_graph: whether products on a CUDA device are recorded and played (see
+            fastif_ext.graphs): "auto", True (an error where they cannot be) or False. The products
+            of `resample` are not.
         progress: show a progress bar.
 
     Returns:
@@ -77,28 +87,49 @@ def lissa(
         >>> result.converged, result.x.round(decimals=4)
         (True, tensor([1., 1.]))
     """
-    check_tolerance("lissa", tol, max_iter)
+    check_tolerance("lissa", tol, max_iter, check_every)
     if average is not None and not 0 < average <= 1:
         raise ValueError(f"lissa: average must be between 0 and 1, got {average}")
+    if not (scale == "auto" if isinstance(scale, str) else scale > 0):
+        raise ValueError(f"lissa: scale must be positive or 'auto', got {scale!r}")
     if average is None and resample is not None:
         average = 0.5
     rhs = right_hand_sides(b)
-    lam, ends = resolve_damping(H, rhs, damping)
-    if scale == "auto":
-        ends = ends or spectrum(H, rhs)
+    every = look_every(rhs.device) if check_every is None else check_every
+    with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
+        lam, ends = resolve_damping(A, rhs, damping)
+        run = _Recursion(A, rhs, lam, tol, max_iter, resample, average, every, progress)
+        (iterate, iterations, history), s = _at_a_fitting_scale(run, scale, ends)
+        return finish(
+            A,
+            iterate / s,
+            rhs,
+            one=b.dim() == 1,
+            damping=lam,
+            tol=tol,
+            name="lissa",
+            iterations=iterations,
+            scale=s,
+            history=history,
+        )
+
+
+def _at_a_fitting_scale(
+    run: _Recursion, scale: float | str, ends: Spectrum | None
+) -> tuple[_Outcome, float]:
+    """What the run gives, and the scale; larger ones are tried where it diverges."""
+    H, b, lam, noisy = run.H, run.b, run.damping, run.resample is not None
+    if isinstance(scale, str):
+        ends = ends or spectrum(H, b)
         check_definite(ends, lam)
-        s = _scale(ends, lam, noisy=resample is not None)
-    elif isinstance(scale, str) or not scale > 0:
-        raise ValueError(f"lissa: scale must be positive or 'auto', got {scale!r}")
+        s = _scale(ends, lam, noisy=noisy)
     else:
         s = float(scale)
-
-    run = _Recursion(H, rhs, lam, tol, max_iter, resample, average, progress)
     outcome, restarts = run(s), 0
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
-        ends = spectrum(H, rhs)
+        ends = spectrum(H, b)
         check_definite(ends, lam)
-        s = max(s, _scale(ends, lam, noisy=resample is not None) / RESTART)
+        s = max(s, _scale(ends, lam, noisy=noisy) / RESTART)
     while outcome is None and restarts < RESTARTS:
         s, restarts = RESTART * s, restarts + 1
         outcome = run(s)
@@ -108,19 +139,11 @@ def lissa(
             f"negative curvature below -damping, or its products are not reproducible. Use more "
             f"damping (damping='auto'), a larger or better subset, or a Gauss-Newton operator"
         )
-    iterate, iterations, history = outcome
-    return finish(
-        H,
-        iterate / s,
-        rhs,
-        one=b.dim() == 1,
-        damping=lam,
-        tol=tol,
-        name="lissa",
-        iterations=iterations,
-        scale=s,
-        history=history,
-    )
+    return outcome, s
+
+
+_Outcome = tuple[Tensor, int, list[float]]
+"""The last iterate (or the mean of the tail), the steps, the residuals."""
 
 
 class _Recursion:
@@ -135,36 +158,51 @@ class _Recursion:
         max_iter: int,
         resample: Callable[[int], Any] | None,
         average: float | None,
+        every: int,
         progress: bool,
     ) -> None:
+        self.every = every
         self.H, self.b, self.damping, self.tol = H, b.contiguous(), damping, tol
         self.max_iter, self.resample, self.progress = max_iter, resample, progress
         self.tail = max_iter if average is None else max_iter - max(1, round(average * max_iter))
         norm = b.double().norm(dim=1)
         self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
 
-    def __call__(self, scale: float) -> tuple[Tensor, int, list[float]] | None:
-        """The last iterate (or the mean of the tail); None where it diverges."""
+    def __call__(self, scale: float) -> _Outcome | None:
+        """The outcome; None where it diverges. Nothing waits for the device but a look."""
         h = self.b.clone()
         history: list[float] = []
+        unread: list[ops.LissaStep] = []
         smallest, tail_sum, tail_count = float("inf"), None, 0
         for k in tqdm(range(self.max_iter), desc="lissa", disable=not self.progress):
             operator = self.H if self.resample is None else self.resample(k)
-            step = ops.lissa_update_(
-                h, self.b, _products(operator, h), damping=self.damping, scale=scale
+            unread.append(
+                ops.lissa_update_(
+                    h, self.b, _products(operator, h), damping=self.damping, scale=scale
+                )
             )
-            residual = float((step.delta_sq.sqrt() * self.inverse_norm).max())
-            history.append(residual)
-            smallest = min(smallest, residual)
-            if not step.finite.all() or residual > GROWTH * max(smallest, 1e-3):
-                return None
             if k >= self.tail:
                 tail_sum = h.clone() if tail_sum is None else tail_sum.add_(h)
                 tail_count += 1
+            if len(unread) < self.every and k + 1 < self.max_iter:
+                continue
+            for residual, finite in self._read(unread):
+                history.append(residual)
+                smallest = min(smallest, residual)
+                if not finite or residual > GROWTH * max(smallest, 1e-3):
+                    return None
+            unread = []
             # The update was made with the residual of the iterate before it: h is better still.
-            elif self.resample is None and residual <= self.tol:
+            if k < self.tail and self.resample is None and history[-1] <= self.tol:
                 break
         return (h if tail_sum is None else tail_sum / tail_count), len(history), history
+
+    def _read(self, steps: list[ops.LissaStep]) -> list[list[float]]:
+        """[largest relative residual, whether all is finite] of some steps, in one transfer."""
+        delta = torch.stack([step.delta_sq for step in steps])
+        finite = torch.stack([step.finite for step in steps]).all(1)
+        residual = (delta.sqrt() * self.inverse_norm).amax(1)
+        return torch.stack([residual, finite.to(residual)], 1).tolist()
 
 
 def _products(operator: Any, h: Tensor) -> list[Tensor]:

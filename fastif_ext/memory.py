@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 
@@ -16,14 +18,22 @@ class PeakMemory:
     """Filled when the `with` block ends."""
 
     megabytes: float | None = None
-    """Peak resident memory above the start of the block; None where the system does not tell."""
+    """Peak memory above the start of the block; None where the system does not tell."""
+    device: str = "cpu"
+    """Whose: "cpu", resident memory of the process; "cuda", what torch's allocator gave out."""
 
 
 @contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measure the peak resident memory that a block adds (Linux; elsewhere None).
+def peak_memory(device: torch.device | None = None) -> Iterator[PeakMemory]:
+    """Measure the peak memory that a block adds, on the CPU (Linux; elsewhere None) or a GPU.
 
-    Freed memory is first handed back to the system, so that what the block reuses counts too.
+    On the CPU, freed memory is first handed back to the system, so that what the block reuses
+    counts too. On a GPU the high-water mark is that of torch.cuda.max_memory_allocated: what was
+    reserved beyond it, and other libraries' memory, are left out. The mark is set back at the start
+    of a block, so blocks must not be nested.
+
+    Args:
+        device: whose memory; by default the CPU's.
 
     Example:
         >>> import torch
@@ -34,6 +44,13 @@ def peak_memory() -> Iterator[PeakMemory]:
         True
     """
     peak = PeakMemory()
+    if device is not None and device.type == "cuda":
+        peak.device = "cuda"
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.megabytes = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return
     gc.collect()
     start = None
     try:

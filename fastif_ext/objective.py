@@ -18,12 +18,14 @@ from fastif_ext.data import (
     batch_rows,
     batches,
     cut,
+    device_of,
     evaluating,
     merged,
     tensors_of,
     to_device,
     tree_map,
 )
+from fastif_ext.device import full_precision, kept_rng, memory_for
 from fastif_ext.parameters import Params, Selection
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -70,7 +72,11 @@ class WeightedLoss:
             if name not in self.leaves
         }
         limit = chunk_size or BATCH
-        with torch.random.fork_rng(devices=[]):  # every DataLoader draws a seed
+        holding = memory_for(
+            f"the rows of data, all of which are held on {self.device}",
+            "choose fewer of them (a sampler, or rows of the data set)",
+        )
+        with holding, kept_rng(self.device):  # every DataLoader draws a seed
             self._batches = [
                 (to_device(inputs, self.device), targets.to(self.device))
                 for inputs, targets in merged(map(_require_targets, batches(data, limit)), limit)
@@ -166,7 +172,7 @@ class WeightedLoss:
     def _try_loss(self) -> None:
         """Try the first rows: the outputs must come out the same twice, the loss must be a mean."""
         inputs, targets, _ = next(self.chunks(PROBE))
-        with differentiable(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with differentiable(self.model), torch.no_grad(), kept_rng(self.device):
             outputs, again = self.outputs(inputs), self.outputs(inputs)
             if not all(
                 torch.allclose(a, b, equal_nan=True)
@@ -203,12 +209,12 @@ class WeightedLoss:
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and attention in plain operations; all is as before at the end.
+    """Eval mode, full precision, attention in plain operations; all is as before at the end.
 
     Fused attention kernels lack second and forward-mode derivatives.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), full_precision(device_of(model)), sdpa_kernel(SDPBackend.MATH):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
@@ -272,7 +278,9 @@ def mean_gradient(
     )
     gradient = torch.zeros(total.selection.dim, dtype=total.dtype, device=total.device)
     for chunk in total.chunks(chunk_size):
-        parts = total.gradient(chunk, graph=False)
+        rows = batch_rows(chunk[0])
+        with memory_for(f"the gradient of {rows} rows", f"pass a chunk_size= below {rows}"):
+            parts = total.gradient(chunk, graph=False)
         gradient += total.selection.join([g[None] for g in parts])[0]
     total.require_connection()
     return gradient

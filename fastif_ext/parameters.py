@@ -56,6 +56,7 @@ class Selection:
         sizes = [p.numel() for p in self.touched.values()]
         self.dim = sum(sizes) if self.mask is None else int(self.mask.sum())
         self._sizes = sizes
+        self._found: dict[tuple[str, torch.device], Tensor] = {}
         self._place = torch.zeros(self.total, dtype=torch.bool)
         start = 0
         for name, p in trainable.items():
@@ -103,8 +104,7 @@ class Selection:
         """[R, dim] to one tensor [R, *shape] per touched parameter, zero where not selected."""
         if self.mask is not None:
             full = v.new_zeros(v.shape[0], len(self.mask))
-            full[:, self.mask.to(v.device)] = v
-            v = full
+            v = full.index_copy_(1, self._positions("mask", v.device), v)
         parts = v.split(self._sizes, dim=1)
         return [
             part.reshape(v.shape[0], *p.shape)
@@ -114,17 +114,28 @@ class Selection:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor [R, *shape] per touched parameter to [R, dim]."""
         v = torch.cat([t.reshape(t.shape[0], t.shape[1:].numel()) for t in tensors], dim=1)
-        return v if self.mask is None else v[:, self.mask.to(v.device)]
+        return v if self.mask is None else v.index_select(1, self._positions("mask", v.device))
 
     def restrict(self, v: Tensor) -> Tensor:
         """[..., total] to [..., dim], the selected entries."""
-        return v[..., self._place.to(v.device)]
+        return v.index_select(-1, self._positions("place", v.device))
 
     def embed(self, v: Tensor) -> Tensor:
         """[..., dim] to [..., total], zero outside the selection."""
         full = v.new_zeros(*v.shape[:-1], self.total)
-        full[..., self._place.to(v.device)] = v
-        return full
+        return full.index_copy_(-1, self._positions("place", v.device), v)
+
+    def _positions(self, which: str, device: torch.device) -> Tensor:
+        """Where a mask is true, int64, on a device.
+
+        Kept: to index by the mask itself would wait for the device, in every product.
+        """
+        key = which, device
+        if key not in self._found:
+            mask = self.mask if which == "mask" else self._place
+            assert mask is not None
+            self._found[key] = mask.nonzero().flatten().to(device)
+        return self._found[key]
 
 
 def flat_parameters(model: nn.Module) -> Tensor:

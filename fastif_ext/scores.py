@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,9 @@ from tqdm.auto import tqdm
 
 from fastif_ext.curvature import check_curvature, last_linear, make_curvature
 from fastif_ext.data import Data, batch_rows, count, cut, take
+from fastif_ext.device import memory_for
 from fastif_ext.directional import directional_derivatives
+from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.influence import check_rows, make_solver, subset_of
 from fastif_ext.objective import Loss, WeightedLoss
 from fastif_ext.parameters import Params
@@ -41,6 +44,7 @@ def influence_scores(
     max_iter: int | None = None,
     test_chunk: int = TOGETHER,
     train_chunk: int = ROWS,
+    cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> Tensor:
     """Influence of every training example on the loss of every test example.
@@ -74,6 +78,7 @@ def influence_scores(
         max_iter: most iterations of a solve.
         test_chunk: right-hand sides solved together; memory grows with test_chunk x p.
         train_chunk: training examples in one pass.
+        cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
         progress: show a progress bar.
 
     Returns:
@@ -93,23 +98,26 @@ def influence_scores(
                 [-2.,  2.]])
     """
     _check_chunks("influence_scores", test_chunk, train_chunk)
-    job = _Job(
-        model, loss_fn, train, params, sampler, curvature, solver, damping, tol, max_iter, progress
-    )
+    job = _Job(model, loss_fn, train, params, sampler, curvature, solver, damping, tol, max_iter)
     tests = WeightedLoss(model, loss_fn, test, params=job.params)
     examples = WeightedLoss(model, loss_fn, train, params=job.params)
     derivatives = directional_derivatives(examples)
     scores = torch.empty(tests.rows, examples.rows, dtype=examples.dtype, device=examples.device)
     row = 0
     passes = _passes(tests, test_chunk) * _passes(examples, train_chunk)
-    with tqdm(total=passes, desc="scores", disable=not progress) as bar:
+    with (
+        recorded(job.H, cuda_graph, examples.device) as job.H,
+        tqdm(total=passes, desc="scores", disable=not progress) as bar,
+    ):
         for chunk in tests.chunks(test_chunk):
-            x = job.solve(_gradients(tests, chunk))
+            with _memory(batch_rows(chunk[0]), "right-hand sides", "test_chunk"):
+                x = job.solve(_gradients(tests, chunk))
             directions = examples.selection.split(x)
             column = 0
             for inputs, targets, _ in examples.chunks(train_chunk):
                 n = batch_rows(inputs)
-                part = derivatives(inputs, targets, directions).detach()
+                with _memory(n, f"training examples along {len(x)} directions", "train_chunk"):
+                    part = derivatives(inputs, targets, directions).detach()
                 scores[row : row + len(x), column : column + n] = part
                 column += n
                 bar.update()
@@ -131,6 +139,7 @@ def self_influence(
     tol: float = 1e-3,
     max_iter: int | None = None,
     chunk: int = TOGETHER,
+    cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> Tensor:
     """Influence of training examples on their own loss: large for mislabelled and odd ones.
@@ -151,6 +160,7 @@ def self_influence(
         tol: relative residual of each system.
         max_iter: most iterations of a solve.
         chunk: examples solved for together.
+        cuda_graph: whether the solver's products are recorded on CUDA.
         progress: show a progress bar.
 
     Returns:
@@ -169,16 +179,18 @@ def self_influence(
         tensor([ 2., 32.])
     """
     _check_chunks("self_influence", chunk, chunk)
-    job = _Job(
-        model, loss_fn, train, params, sampler, curvature, solver, damping, tol, max_iter, progress
-    )
+    job = _Job(model, loss_fn, train, params, sampler, curvature, solver, damping, tol, max_iter)
     chosen = train if rows is None else take(train, check_rows("rows", rows, count(train)))
     examples = WeightedLoss(model, loss_fn, chosen, params=job.params)
     found = []
-    with tqdm(total=_passes(examples, chunk), desc="scores", disable=not progress) as bar:
+    with (
+        recorded(job.H, cuda_graph, examples.device) as job.H,
+        tqdm(total=_passes(examples, chunk), desc="scores", disable=not progress) as bar,
+    ):
         for part in examples.chunks(chunk):
-            g = _gradients(examples, part)
-            found.append((job.solve(g) * g).sum(1))
+            with _memory(batch_rows(part[0]), "right-hand sides", "chunk"):
+                g = _gradients(examples, part)
+                found.append((job.solve(g) * g).sum(1))
             bar.update()
     return torch.cat(found)
 
@@ -198,7 +210,6 @@ class _Job:
         damping: float | str,
         tol: float,
         max_iter: int | None,
-        progress: bool,
     ) -> None:
         self._solve: Callable[[Any, Tensor, float | str], SolveResult] = make_solver(
             solver, tol=tol, max_iter=max_iter, progress=False
@@ -234,6 +245,10 @@ def _gradients(total: WeightedLoss, chunk: tuple[Any, Tensor, Tensor | None]) ->
         rows.append(total.selection.join([g[None] for g in parts]) * total.rows)
     total.require_connection()
     return torch.cat(rows)
+
+
+def _memory(count: int, what: str, knob: str) -> AbstractContextManager[None]:
+    return memory_for(f"{count} {what}", f"pass a {knob}= below {count}")
 
 
 def _passes(total: WeightedLoss, size: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastif_ext.data import Data, batch_rows, batches, call, to_device
+from fastif_ext.device import kept_rng
 from fastif_ext.objective import Loss, differentiable
 from fastif_ext.parameters import Selection
 
@@ -93,7 +94,7 @@ def _sums(model: nn.Module, data: Data, loss_fn: Loss | None) -> dict[Any, Tenso
         m.register_forward_hook(on_output).remove for m in model.modules() if isinstance(m, MODULES)
     ]
     try:
-        with differentiable(model), torch.random.fork_rng(devices=[]):
+        with differentiable(model), kept_rng(device):
             for inputs, targets in batches(data):
                 inputs = to_device(inputs, device)
                 with torch.set_grad_enabled(loss_fn is not None):

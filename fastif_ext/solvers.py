@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fastif_ext.device import full_precision, look_every, memory_for
+from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.spectrum import (
     SolverDivergence,
     apply,
@@ -106,6 +108,8 @@ def cg(
     damping: float | str = 0.0,
     tol: float = 1e-5,
     max_iter: int | None = None,
+    check_every: int | None = None,
+    cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> SolveResult:
     """Conjugate gradients for (H + damping I) x = b, all right-hand sides in one batch.
@@ -116,6 +120,9 @@ def cg(
         damping: a number, or "auto" (from a few Lanczos steps).
         tol: relative residual to reach.
         max_iter: at most this many products; by default 2 p + 20.
+        check_every: steps between two looks at the residual, as in lissa; the steps made beyond
+            convergence change nothing and are not counted.
+        cuda_graph: "auto", True or False, as in lissa.
         progress: show a progress bar.
 
     Returns:
@@ -133,52 +140,88 @@ def cg(
         >>> fi.cg(H, torch.tensor([1.0, 4.0])).x.round(decimals=4)
         tensor([1., 1.])
     """
-    check_tolerance("cg", tol, max_iter)
+    check_tolerance("cg", tol, max_iter, check_every)
     rhs = right_hand_sides(b)
-    lam, _ = resolve_damping(H, rhs, damping)
-    limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
-    norm = rhs.double().norm(dim=1)
-    x, r, d = torch.zeros_like(rhs), rhs.clone(), rhs.clone()
+    with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
+        lam, _ = resolve_damping(A, rhs, damping)
+        limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
+        every = look_every(rhs.device) if check_every is None else check_every
+        x, history = _conjugate_gradients(A, rhs, lam, tol, limit, every, progress)
+        return finish(
+            A,
+            x,
+            rhs,
+            one=b.dim() == 1,
+            damping=lam,
+            tol=tol,
+            name="cg",
+            iterations=len(history),
+            history=history,
+        )
+
+
+def _conjugate_gradients(
+    H: Any, b: Tensor, damping: float, tol: float, limit: int, every: int, progress: bool
+) -> tuple[Tensor, list[float]]:
+    """The solution, and the largest relative residual of each step.
+
+    A right-hand side that has converged is frozen by a step of length 0, on the device; nothing
+    waits for the device but a look, every few steps.
+    """
+    norm = b.double().norm(dim=1)
+    # The recursion's residual drifts from the true one: aim a little below tol.
+    goal = 0.5 * tol * norm
+    x, r, d = torch.zeros_like(b), b.clone(), b.clone()
     rs = r.double().square().sum(1)
     history: list[float] = []
-    iterations = 0
-    # The recursion's residual drifts from the true one: aim a little below tol.
+    unread: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = not (rs.sqrt() > goal).any()
     with tqdm(total=limit, desc="cg", disable=not progress) as bar:
-        while iterations < limit:
-            active = rs.sqrt() > 0.5 * tol * norm
-            if not active.any():
-                break
-            product = apply(H, d) + lam * d
+        while not done:
+            active = rs.sqrt() > goal
+            product = apply(H, d) + damping * d
             curvature = (d.double() * product.double()).sum(1)
-            if not curvature.isfinite().all():
-                raise SolverDivergence("cg: H @ v is not finite; check the model and its loss")
-            if (curvature[active] <= 0).any():
-                ends = spectrum(H, rhs)
-                check_definite(ends, lam)
-                raise SolverDivergence(
-                    f"cg: a direction of curvature {float(curvature[active].min()):.2e} turned up "
-                    f"with damping {lam:.3g}; use damping > 0 or 'auto'"
-                )
             alpha = torch.where(active, rs / curvature, 0.0).to(x.dtype)[:, None]
             x += alpha * d
             r -= alpha * product
             new = r.double().square().sum(1)
             d = r + torch.where(active, new / rs, 0.0).to(x.dtype)[:, None] * d
             rs = new
-            iterations += 1
-            history.append(float((rs.sqrt() / norm.clamp(min=1e-300)).max()))
-            bar.update()
-    return finish(
-        H,
-        x,
-        rhs,
-        one=b.dim() == 1,
-        damping=lam,
-        tol=tol,
-        name="cg",
-        iterations=iterations,
-        history=history,
-    )
+            unread.append((active, curvature, rs))
+            if len(unread) < every and len(history) + len(unread) < limit:
+                continue
+            for residual, going, finite, least in _look(unread, norm, goal):
+                if not finite:
+                    raise SolverDivergence("cg: H @ v is not finite; check the model and its loss")
+                if least <= 0:
+                    check_definite(spectrum(H, b), damping)
+                    raise SolverDivergence(
+                        f"cg: a direction of curvature {least:.2e} turned up with damping "
+                        f"{damping:.3g}; use damping > 0 or 'auto'"
+                    )
+                history.append(residual)
+                bar.update()
+                done = not going or len(history) == limit
+                if done:
+                    break
+            unread = []
+    return x, history
+
+
+def _look(
+    steps: list[tuple[Tensor, Tensor, Tensor]], norm: Tensor, goal: Tensor
+) -> list[list[float]]:
+    """Of some steps, in one transfer: what they came to and whether they went well.
+
+    The largest relative residual, whether any right-hand side is active still, whether all
+    curvatures were finite, the least curvature of an active one.
+    """
+    active, curvature, rs = (torch.stack(parts) for parts in zip(*steps, strict=True))
+    residual = (rs.sqrt() / norm.clamp(min=1e-300)).amax(1)
+    going = (rs.sqrt() > goal).any(1)
+    finite = curvature.isfinite().all(1)
+    least = curvature.masked_fill(~active, torch.inf).amin(1)
+    return torch.stack([residual, going.double(), finite.double(), least], 1).tolist()
 
 
 def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -> SolveResult:
@@ -211,39 +254,57 @@ def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -
             f"exact: p = {p} parameters need a dense matrix of {p * p * 8 / 1e9:.0f} GB; the limit "
             f"is {EXACT_LIMIT}. Use cg or lissa, or select fewer parameters with params="
         )
-    lam, _ = resolve_damping(H, rhs, damping)
+    with (
+        full_precision(rhs.device),
+        memory_for(
+            f"a dense float64 matrix of {p} x {p} parameters ({p * p * 8 / 1e9:.1f} GB) and its "
+            f"factors",
+            "use cg or lissa, or select fewer parameters with params=",
+        ),
+    ):
+        lam, _ = resolve_damping(H, rhs, damping)
+        x = _dense_solution(H, rhs, lam)
+        return finish(
+            H,
+            x.to(rhs.dtype),
+            rhs,
+            one=b.dim() == 1,
+            damping=lam,
+            tol=tol,
+            name="exact",
+            iterations=p,
+        )
+
+
+def _dense_solution(H: Any, b: Tensor, damping: float) -> Tensor:
+    """The solution for b [R, p] by LU in float64."""
+    p = b.shape[1]
     rows = []
     for start in range(0, p, 256):
-        unit = torch.zeros(min(256, p - start), p, dtype=rhs.dtype, device=rhs.device)
+        unit = torch.zeros(min(256, p - start), p, dtype=b.dtype, device=b.device)
         unit.diagonal(start).fill_(1)
         rows.append(apply(H, unit))
     A = torch.cat(rows).double()
     A = (A + A.T) / 2
-    A.diagonal().add_(lam)
+    A.diagonal().add_(damping)
     if not A.isfinite().all():
         raise SolverDivergence("exact: H @ v is not finite; check the model, its loss and its data")
     lu, pivots, _ = torch.linalg.lu_factor_ex(A)
     size = lu.diagonal().abs()
     if size.min() <= p * torch.finfo(torch.float64).eps * size.max():
         raise ValueError(
-            f"exact: H + damping I is singular with damping {lam:.3g}; use more damping"
+            f"exact: H + damping I is singular with damping {damping:.3g}; use more damping"
         )
-    x = torch.linalg.lu_solve(lu, pivots, rhs.double().T)
-    return finish(
-        H,
-        x.T.to(rhs.dtype),
-        rhs,
-        one=b.dim() == 1,
-        damping=lam,
-        tol=tol,
-        name="exact",
-        iterations=p,
-    )
+    return torch.linalg.lu_solve(lu, pivots, b.double().T).T
 
 
-def check_tolerance(name: str, tol: float, max_iter: int | None) -> None:
-    """Require tol > 0 and max_iter >= 1."""
+def check_tolerance(
+    name: str, tol: float, max_iter: int | None, check_every: int | None = None
+) -> None:
+    """Require tol > 0, max_iter >= 1 and check_every >= 1."""
     if not tol > 0:
         raise ValueError(f"{name}: tol must be positive, got {tol}")
     if max_iter is not None and max_iter < 1:
         raise ValueError(f"{name}: max_iter must be at least 1, got {max_iter}")
+    if check_every is not None and check_every < 1:
+        raise ValueError(f"{name}: check_every must be at least 1, got {check_every}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastif_ext.device import full_precision, look_every
 
 LANCZOS_STEPS = 30
 
@@ -41,28 +44,49 @@ def spectrum(H: Any, like: Tensor, *, steps: int = LANCZOS_STEPS) -> Spectrum:
         >>> round(ends.smallest, 4), round(ends.largest, 4)
         (-1.0, 3.0)
     """
-    p = like.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(p, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
-    q /= q.norm()
-    basis, alpha, beta = [q], [], []
-    for _ in range(min(steps, p)):
-        w = apply(H, basis[-1][None])[0]
-        alpha.append(float(basis[-1] @ w))
-        for _ in range(2):
-            stack = torch.stack(basis)
-            w = w - stack.T @ (stack @ w)
-        beta.append(float(w.norm()))
-        if not beta[-1] > 1e-7 * max(map(abs, alpha)):
-            break
-        basis.append(w / beta[-1])
-    if not all(map(_finite, alpha + beta)):
+    with full_precision(like.device):
+        alpha, beta = _lanczos(H, like, min(steps, like.shape[-1]))
+    if not all(map(math.isfinite, alpha + beta)):
         raise SolverDivergence("H @ v is not finite; check the model, its loss and its data")
     off = torch.tensor(beta[: len(alpha) - 1], dtype=torch.float64)
     T = torch.diag(torch.tensor(alpha, dtype=torch.float64)) + off.diag(1) + off.diag(-1)
     values, vectors = torch.linalg.eigh(T)
-    bound = beta[-1] * abs(float(vectors[-1, -1])) if len(beta) == len(alpha) else 0.0
+    bound = beta[-1] * abs(float(vectors[-1, -1]))
     return Spectrum(float(values[0]), float(values[-1]) + bound)
+
+
+def _lanczos(H: Any, like: Tensor, steps: int) -> tuple[list[float], list[float]]:
+    """The diagonal alpha and, one below it, beta of the tridiagonal matrix, up to a breakdown."""
+    p, every = like.shape[-1], look_every(like.device)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.empty(steps + 1, p, dtype=like.dtype, device=like.device)
+    basis[0] = torch.randn(p, generator=generator, dtype=torch.float64).to(like.dtype)
+    basis[0] /= basis[0].norm()
+    figures: list[Tensor] = []  # on the device, until they are looked at
+    found: list[list[float]] = []
+    top = 0.0
+    for k in range(steps):
+        w = apply(H, basis[k][None])[0]
+        alpha = basis[k] @ w
+        known = basis[: k + 1]
+        for _ in range(2):
+            w = w - known.T @ (known @ w)
+        beta = w.norm()
+        torch.div(w, beta, out=basis[k + 1])
+        figures.append(torch.stack([alpha, beta]))
+        if len(figures) < every and k + 1 < steps:
+            continue
+        for row in torch.stack(figures).tolist():
+            found.append(row)
+            top = max(top, abs(row[0]))
+            if not row[1] > 1e-7 * top:
+                return _columns(found)
+        figures = []
+    return _columns(found)
+
+
+def _columns(rows: list[list[float]]) -> tuple[list[float], list[float]]:
+    return [row[0] for row in rows], [row[1] for row in rows]
 
 
 def automatic_damping(ends: Spectrum) -> float:
@@ -99,7 +123,3 @@ def check_definite(ends: Spectrum, damping: float) -> None:
 def apply(H: Any, v: Tensor) -> Tensor:
     """H v for v [R, p]; a plain matrix acts from the left on each row."""
     return v @ H.T if isinstance(H, Tensor) else H @ v
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

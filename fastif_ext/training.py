@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from fastif_ext.data import BATCH, Data, batches, call, evaluating, to_device
+from fastif_ext.data import BATCH, Data, batches, call, device_of, evaluating, to_device
+from fastif_ext.device import kept_rng, memory_for
 
 _LBFGS_CHUNK = 20  # iterations between two looks at the gradient
 _LBFGS_HISTORY = 50
@@ -64,7 +65,9 @@ def train(
         weight_decay: l2 coefficient, added to the gradient.
         seed: of the shuffling and of dropout.
         progress: show a progress bar over the steps.
-        device: where to train; the model is moved there, and stays. By default where it is.
+        device: where to train; the model is moved there, and stays. By default where it is. A data
+            set that takes less than a quarter of a GPU's free memory is copied there for the
+            training.
 
     Returns:
         The mean cross-entropy of each epoch's batches, in the course of training.
@@ -85,8 +88,9 @@ def train(
     inputs, targets = _tensors(dataset)
     _check_range(epochs=epochs, batch_size=batch_size, lr=lr)
     _check_range(zero=True, weight_decay=weight_decay)
-    where = _device(model) if device is None else torch.device(device)
+    where = device_of(model) if device is None else torch.device(device)
     model.to(where)
+    inputs, targets = _near(where, inputs, targets)
     splits = _splits(len(targets), batch_size, model)
     optimizer = torch.optim.Adam(_trainable(model), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(splits))
@@ -99,11 +103,12 @@ def train(
             total, rows = torch.zeros((), device=where), 0
             for part in splits:
                 batch = order[part]
-                x, y = inputs[batch].to(where), targets[batch].to(where)
-                loss = F.cross_entropy(model(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                with memory_for(f"a step of {len(batch)} rows", "use a smaller batch_size"):
+                    x, y = to_device((inputs[batch], targets[batch]), where)
+                    loss = F.cross_entropy(model(x), y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
                 schedule.step()
                 total = total + loss.detach() * len(batch)  # read once an epoch: no wait for a GPU
                 rows += len(batch)
@@ -260,16 +265,16 @@ def accuracy(model: nn.Module, dataset: Data, *, batch_size: int = BATCH) -> flo
         >>> training.accuracy(torch.nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
         0.75
     """
-    right = rows = 0
-    where = _device(model)
+    where, rows = device_of(model), 0
+    right = torch.zeros((), dtype=torch.int64, device=where)
     with evaluating(model), torch.no_grad():
         for inputs, labels in batches(dataset, batch_size):
             predicted = call(model, to_device(inputs, where)).argmax(1)
-            right += int((predicted == labels.to(where)).sum())
+            right += (predicted == labels.to(where)).sum()
             rows += len(labels)
     if not rows:
         raise ValueError("dataset is empty; accuracy needs at least one row")
-    return right / rows
+    return int(right) / rows
 
 
 def _lbfgs(params: list[nn.Parameter]) -> torch.optim.LBFGS:
@@ -348,8 +353,12 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return params
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def _near(where: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors on the GPU, where they fit well; else as they are: a copy per step waits."""
+    if where.type != "cuda":
+        return tensors
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    return to_device(tensors, where) if 4 * size < torch.cuda.mem_get_info(where)[0] else tensors
 
 
 @contextmanager
@@ -368,10 +377,9 @@ def _training(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The global generators of the CPU and of the device seeded, and restored afterwards."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    with kept_rng(device):
         torch.default_generator.manual_seed(seed)
-        if cuda:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield

@@ -58,10 +58,9 @@ def make_curvature(
             f"curvature='linear-softmax' is for the last nn.Linear, params={list(own.touched)}; "
             f"got {', '.join(selection.touched)}"
         )
-    first = next(iter(own.touched.values()))
     rows = TensorDataset(*data) if isinstance(data, tuple) else data
     batches = rows if isinstance(rows, DataLoader) else loader(rows)
-    return LinearSoftmaxHessian.of_last_layer(model, batches, weights=weights).to(first.device)
+    return LinearSoftmaxHessian.of_last_layer(model, batches, weights=weights)
 
 
 def check_curvature(name: str) -> None:

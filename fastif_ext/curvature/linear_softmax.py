@@ -64,6 +64,11 @@ class LinearSoftmaxHessian:
                 f"{name}: features are {features.dtype}, logits {logits.dtype}; both must be "
                 f"float32 or both float64"
             )
+        if features.device != logits.device:
+            raise ValueError(
+                f"{name}: features are on {features.device}, logits on {logits.device}; move both "
+                f"to one device"
+            )
         if not features.isfinite().all() or logits.isnan().any():
             raise ValueError(f"{name}: features or logits hold NaN or infinite values")
         n = len(features)
@@ -81,6 +86,10 @@ class LinearSoftmaxHessian:
         self.classes, self.width = logits.shape[1], features.shape[1]
         self.dim = self.classes * (self.width + bias)
         self.dtype, self.device = features.dtype, features.device
+        self.recordable = True  # see fastif_ext.graphs
+
+    def renew(self) -> None:
+        """There is no graph to drop."""
 
     @classmethod
     def of_last_layer(
@@ -91,7 +100,7 @@ class LinearSoftmaxHessian:
         weights: Tensor | None = None,
         progress: bool = False,
     ) -> LinearSoftmaxHessian:
-        """The operator of a network's last nn.Linear, in one pass over a loader.
+        """The operator of a network's last nn.Linear, on its device, in one pass over a loader.
 
         Args:
             model: maps inputs to logits; its last nn.Linear must be what makes them.
@@ -114,12 +123,14 @@ class LinearSoftmaxHessian:
                 "LinearSoftmaxHessian: the model's outputs are not those of its last nn.Linear; "
                 "something follows it. Use Hessian or GaussNewton"
             )
-        return cls(got.features, got.logits, weights=weights, bias=layer.bias is not None)
+        features, logits = (t.to(layer.weight.device) for t in (got.features, got.logits))
+        return cls(features, logits, weights=weights, bias=layer.bias is not None)
 
     def to(self, device: torch.device | str) -> LinearSoftmaxHessian:
         """The operator itself, its data moved to a device."""
         self.features, self.probs = self.features.to(device), self.probs.to(device)
-        self.weights, self.device = self.weights.to(device), torch.device(device)
+        self.weights = self.weights.to(device)
+        self.device = self.features.device  # with its number, as those of vectors have
         return self
 
     def __matmul__(self, v: Tensor) -> Tensor:

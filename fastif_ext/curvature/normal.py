@@ -35,6 +35,12 @@ class NormalEquations:
     def __init__(self, H: Any, selection: Selection, *, damping: float) -> None:
         self.H, self.selection, self.damping = H, selection, damping
         self.dim = selection.dim
+        self.recordable = bool(getattr(H, "recordable", False))  # see fastif_ext.graphs
+
+    def renew(self) -> None:
+        """Drop what H keeps of a stream."""
+        if self.recordable:
+            self.H.renew()
 
     def adjoint(self, b: Tensor) -> Tensor:
         """A^T b, [R, dim], for b [R, total]: the right-hand side that belongs to b."""

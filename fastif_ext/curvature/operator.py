@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastif_ext.data import BATCH, Data, batch_rows, cut, tensors_of
+from fastif_ext.device import full_precision, kept_rng, memory_for
 from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss
 from fastif_ext.parameters import Params
 
@@ -53,6 +55,11 @@ class CurvatureOperator(ABC):
         widest = min(self._chunk, BATCH, self.rows) * max(per_row, 1)
         self._together = max(1, int(graph_memory / widest))
         self._kept: list[Any] | None = None
+        self.recordable = self.cached  # see fastif_ext.graphs
+
+    def renew(self) -> None:
+        """Drop the kept graphs; the next product makes them again, on its own stream."""
+        self._kept = None
 
     @abstractmethod
     def _prepare(self, chunk: Chunk) -> Any:
@@ -94,11 +101,12 @@ class CurvatureOperator(ABC):
         if v.shape[0] == 0:
             return directions
         total: list[Tensor] | None = None
-        for prepared in self._prepared():
-            groups = zip(*(d.split(self._together) for d in directions), strict=True)
-            products = [self._multiply(prepared, list(group)) for group in groups]
-            part = [torch.cat(p) if len(p) > 1 else p[0] for p in zip(*products, strict=True)]
-            total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        with self._memory(v.shape[0]), full_precision(self.device):
+            for prepared in self._prepared():
+                groups = zip(*(d.split(self._together) for d in directions), strict=True)
+                products = [self._multiply(prepared, list(group)) for group in groups]
+                part = [torch.cat(p) if len(p) > 1 else p[0] for p in zip(*products, strict=True)]
+                total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
         self._loss.require_connection()
         assert total is not None
         return total
@@ -117,13 +125,24 @@ class CurvatureOperator(ABC):
         if self.cached:
             self._kept = kept
 
+    def _memory(self, directions: int) -> AbstractContextManager[None]:
+        rows = min(self._chunk, BATCH, self.rows)
+        kept = (
+            f", beside kept graphs of about {self.graph_bytes / 1e6:.0f} MB" if self.cached else ""
+        )
+        return memory_for(
+            f"a product of {min(directions, self._together)} vector(s) of {self.dim} parameters on "
+            f"a chunk of {rows} of {self.rows} rows{kept}",
+            f"pass a chunk_size= below {rows}, a smaller graph_memory=, or fewer rows or vectors",
+        )
+
     def _require_reproducible(self) -> None:
         """A product with the first few rows must come out the same twice."""
         chunk = next(self._loss.chunks(FEW))
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(1, self.dim, generator=generator, dtype=torch.float64)
         directions = self.selection.split(v.to(self.device, self.dtype))
-        with torch.random.fork_rng(devices=[]):
+        with kept_rng(self.device), full_precision(self.device):
             once, again = (self._multiply(self._prepare(chunk), directions) for _ in range(2))
         tolerance = torch.finfo(self.dtype).eps ** 0.5
         for a, b in zip(once, again, strict=True):

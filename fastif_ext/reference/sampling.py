@@ -115,8 +115,9 @@ def _sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k of all keys log_size - log(arrival); log_size is float64 [Y, n]."""
     classes, n = log_size.shape
-    row = torch.arange(row_offset, row_offset + n)
-    element = row * classes + torch.arange(classes)[:, None]
+    at = log_size.device
+    row = torch.arange(row_offset, row_offset + n, device=at)
+    element = row * classes + torch.arange(classes, device=at)[:, None]
     arrival = torch.zeros_like(log_size)
     keys = []
     for j in range(k + 1 if replacement else 1):

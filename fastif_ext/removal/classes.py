@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from fastif_ext.data import take
+from fastif_ext.data import device_of, take
 from fastif_ext.influence import InfluenceResult, influence
+from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics, predict
 from fastif_ext.parameters import apply_update, flat_parameters
 from fastif_ext.removal.report import Clock, RemovalReport, StepRecord
@@ -111,14 +112,14 @@ def remove_class(
     ):
         if value is not None and value < 1:
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
-    job = _Removal(
-        model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, progress, solve
-    )
-    if protocol == "paper":
-        assert test is not None
-        edited = job.along_one_direction(test, step_norm, max_steps)
-    else:
-        edited = job.along_new_directions(linearisations, target)
+    inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, progress
+    with peak_memory(device_of(model)) as peak:
+        job = _Removal(*inputs, solve)
+        if protocol == "paper":
+            assert test is not None
+            edited = job.along_one_direction(test, step_norm, max_steps)
+        else:
+            edited = job.along_new_directions(linearisations, target)
     report_on = train if test is None else test
     return RemovalReport(
         model=edited,
@@ -134,6 +135,7 @@ def remove_class(
         directions=job.directions,
         norms=job.norms,
         seconds=job.clock.laps,
+        peak=peak,
     )
 
 

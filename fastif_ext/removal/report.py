@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fastif_ext.influence import InfluenceResult
+from fastif_ext.memory import PeakMemory
 from fastif_ext.metrics import ClassMetrics, Fit
 
 
@@ -51,6 +52,8 @@ class RemovalReport:
     """Length of the step taken along each."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of "sample", "solve" and "step", over all linearisations."""
+    peak: PeakMemory = field(default_factory=PeakMemory)
+    """Peak memory above what was in use before, on the model's device."""
 
     @property
     def influence(self) -> InfluenceResult:
@@ -114,6 +117,8 @@ class RemovalReport:
             "converged": self.converged,
             "residual": max((float(d.solve.residual) for d in self.directions), default=0.0),
             "seconds": self.seconds,
+            "peak_megabytes": self.peak.megabytes,
+            "peak_of": self.peak.device,
             "history": [record._asdict() for record in self.history],
         }
 
@@ -136,6 +141,8 @@ class RemovalReport:
                 f"  solve: {self.iterations} iterations, residual {residual:.1e}, damping {damping}"
             )
         lines.append("  seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in self.seconds.items()))
+        if self.peak.megabytes is not None:
+            lines.append(f"  peak memory: {self.peak.megabytes:.1f} MB on {self.peak.device}")
         if not self.target_reached:
             lines.append("  the target self-accuracy was NOT reached")
         return "\n".join(lines)
@@ -167,6 +174,8 @@ class EditReport:
     norms: list[float]
     """Length of each step."""
     seconds: float
+    peak: PeakMemory
+    """Peak memory above what was in use before, on the model's device."""
 
     @property
     def delta_norm(self) -> float:
@@ -191,6 +200,8 @@ class EditReport:
             f"  |change| = {self.delta_norm:.3g} in steps of {steps}; {self.iterations} "
             f"iterations, damping {self.damping:.3g}, {self.seconds:.2f} s"
         )
+        if self.peak.megabytes is not None:
+            lines.append(f"  peak memory: {self.peak.megabytes:.1f} MB on {self.peak.device}")
         return "\n".join(lines)
 
 

@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from fastif_ext.curvature import make_curvature
-from fastif_ext.data import count, relabelled, take
+from fastif_ext.data import count, device_of, relabelled, take
 from fastif_ext.influence import check_rows, make_solver
+from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import fit, predict
 from fastif_ext.objective import Loss, mean_gradient
 from fastif_ext.parameters import Params, Selection, apply_update, flat_parameters
@@ -190,7 +191,7 @@ def correct_labels(
         True
     """
     edit = _Edit("correct_labels", model, train, rows, test, steps, samples)
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels).cpu()
     if len(edit.rows) != len(torch.as_tensor(rows)):
         raise ValueError("correct_labels: rows has repeats; give each row once")
     if labels.shape != edit.rows.shape or labels.dtype != torch.int64:
@@ -204,7 +205,7 @@ def correct_labels(
             f"correct_labels: labels must be between 0 and {classes - 1}, the model's classes; got "
             f"{int(labels.min())} to {int(labels.max())}"
         )
-    order = torch.as_tensor(rows).argsort()
+    order = torch.as_tensor(rows).argsort().cpu()
     labels = labels[order]
     corrected = relabelled(train, edit.rows, labels)
 
@@ -251,7 +252,7 @@ class _Edit:
                 raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
         self.start = time.perf_counter()
         self.n = count(train)
-        self.rows = check_rows("rows", rows, self.n).unique()
+        self.rows = check_rows("rows", rows, self.n).unique().cpu()
         self.model, self.train, self.test = model, train, test
         self.steps, self.samples = steps, samples
         self.before = predict(model, train)
@@ -288,32 +289,33 @@ class _Edit:
         def original() -> Tensor:
             return slope_of(self.model, self.train)
 
-        for k in range(self.steps):
-            subset = curvature_subset(
-                sampler, logits, labels, kept, samples=self.samples, step=k, seed=seed
-            )
-            H = make_curvature(
-                curvature,
-                current,
-                loss_fn,
-                take(after, subset.indices),
-                weights=subset.weights,
-                params=params,
-                chunk_size=chunk_size,
-            )
-            if k == 0:
-                slope = first(original)
-            else:
-                moved = selection.restrict(flat_parameters(current) - origin)
-                slope = slope_of(current, take(after, kept)) - original() + float(lam) * moved
-            result = solve(H, slope, lam)
-            lam = result.damping
-            iterations += result.iterations
-            converged &= result.converged
-            norms.append(float(result.x.norm()))
-            current = apply_update(current, selection.embed(result.x), -1.0)
-            if k + 1 < self.steps:
-                logits = predict(current, self.train).logits
+        with peak_memory(device_of(self.model)) as peak:
+            for k in range(self.steps):
+                subset = curvature_subset(
+                    sampler, logits, labels, kept, samples=self.samples, step=k, seed=seed
+                )
+                H = make_curvature(
+                    curvature,
+                    current,
+                    loss_fn,
+                    take(after, subset.indices),
+                    weights=subset.weights,
+                    params=params,
+                    chunk_size=chunk_size,
+                )
+                if k == 0:
+                    slope = first(original)
+                else:
+                    moved = selection.restrict(flat_parameters(current) - origin)
+                    slope = slope_of(current, take(after, kept)) - original() + float(lam) * moved
+                result = solve(H, slope, lam)
+                lam = result.damping
+                iterations += result.iterations
+                converged &= result.converged
+                norms.append(float(result.x.norm()))
+                current = apply_update(current, selection.embed(result.x), -1.0)
+                if k + 1 < self.steps:
+                    logits = predict(current, self.train).logits
         now = predict(current, self.train)
         others = torch.ones(self.n, dtype=torch.bool)
         others[self.rows] = False
@@ -331,4 +333,5 @@ class _Edit:
             converged=converged,
             norms=norms,
             seconds=time.perf_counter() - self.start,
+            peak=peak,
         )

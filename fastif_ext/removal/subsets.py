@@ -40,18 +40,19 @@ def curvature_subset(
     n = len(logits)
     if isinstance(sampler, SubsetSampler) or hasattr(sampler, "indices"):
         fixed: Any = sampler
-        if len(fixed.indices) and not 0 <= int(fixed.indices.min()) <= int(fixed.indices.max()) < n:
+        rows = fixed.indices.cpu()
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n:
             raise ValueError(
                 f"sampler.indices must lie in [0, {n}), the rows of train; got "
-                f"{int(fixed.indices.min())} to {int(fixed.indices.max())}"
+                f"{int(rows.min())} to {int(rows.max())}"
             )
         stays = torch.zeros(n, dtype=torch.bool)
         stays[kept] = True
-        chosen = stays[fixed.indices]
+        chosen = stays[rows]
         if not chosen.any():
             raise ValueError("sampler has no row outside the removed ones; draw more rows")
-        weights = fixed.weights[chosen] * (n / len(kept))
-        return SubsetSampler(n, fixed.indices[chosen], weights)
+        weights = fixed.weights.cpu()[chosen] * (n / len(kept))
+        return SubsetSampler(n, rows[chosen], weights)
     among = Extracted(logits[kept], None, labels[kept])
     if sampler is None:
         m = min(samples, len(kept))
@@ -63,4 +64,4 @@ def curvature_subset(
                 f"sampler(extracted, step) must return a sampler with .indices and .weights, got a "
                 f"{type(drawn).__name__}"
             )
-    return SubsetSampler(n, kept[drawn.indices], drawn.weights)
+    return SubsetSampler(n, kept[drawn.indices.cpu()], drawn.weights)

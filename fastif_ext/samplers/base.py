@@ -10,16 +10,20 @@ from torch.utils.data import Sampler
 
 
 class SubsetSampler(Sampler[int]):
-    """What all samplers here are: ``m`` of ``n`` rows, with a weight each."""
+    """What all samplers here are: ``m`` of ``n`` rows, with a weight each.
+
+    ``indices``, int64 [m], and ``weights``, float32 [m], are on the CPU, where data sets and
+    DataLoaders want them, whatever device they were drawn on.
+    """
 
     indices: Tensor
     weights: Tensor
 
     def __init__(self, n: int, indices: Tensor, weights: Tensor | None = None) -> None:
         self.n = n
-        self.indices = indices
+        self.indices = indices.cpu()
         m = len(indices)
-        self.weights = torch.full((m,), 1 / m) if weights is None else weights.float()
+        self.weights = torch.full((m,), 1 / m) if weights is None else weights.cpu().float()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices.tolist())

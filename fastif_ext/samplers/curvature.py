@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.device import with_kernels
 from fastif_ext.extract import Layer, stream
 from fastif_ext.samplers.base import (
     SubsetSampler,
@@ -96,8 +97,10 @@ class CurvatureSampler(SubsetSampler):
         """
         sizes, positions = [], []
         for batch in stream(model, loader, layer=layer, device=device, progress=progress):
-            logits = check_logits("CurvatureSampler", batch.logits, first_row=batch.row_offset)
+            logits = with_kernels(batch.logits)
+            logits = check_logits("CurvatureSampler", logits, first_row=batch.row_offset)
             scale = None if batch.features is None else batch.features.square().sum(1) + 1
+            scale = None if scale is None else scale.to(logits.device)
             sizes.append(ops.curvature_sizes(logits, row_scale=scale))
             if method == "systematic":
                 positions.append(_boundary_position(logits))
@@ -161,13 +164,18 @@ class ResidualSampler(SubsetSampler):
         labels = check_labels("ResidualSampler", labels, n=n, classes=classes)
         check_size("ResidualSampler", n, m)
         residual = logits.softmax(1, dtype=torch.float64)
-        residual[torch.arange(n), labels] -= 1
+        labels = labels.to(logits.device)
+        residual.scatter_add_(1, labels[:, None], residual.new_full((n, 1), -1.0))
         sizes = _mixture("ResidualSampler", residual.norm(dim=1).float(), m, uniform)
         super().__init__(n, *_horvitz_thompson(sizes, m, seed))
 
 
 def _mixture(sampler: str, sizes: Tensor, m: int, uniform: float) -> Tensor:
-    """The sizes plus a constant that makes up the share `uniform` of their sum."""
+    """The sizes plus a constant that makes up the share `uniform` of their sum, on the CPU.
+
+    There the sum has one order, so that the same sizes give the same rows on every device.
+    """
+    sizes = sizes.cpu()
     if not 0 <= uniform <= 1:
         raise ValueError(f"{sampler}: uniform must be between 0 and 1, got {uniform}")
     mean = sizes.numpy().mean(dtype=np.float64)  # numpy sums in one order on any threads
@@ -202,6 +210,7 @@ def _systematic(sizes: Tensor, position: Tensor, m: int, seed: int) -> tuple[Ten
         if not over.any():
             break
         certain |= over
+    position = position.cpu()
     order = np.lexsort((position[:, 1].numpy(), position[:, 0].numpy()))
     order = order[~certain[order]]
     steps = np.concatenate([[0.0], pi[order].cumsum()])
@@ -221,8 +230,10 @@ def _boundary_position(logits: Tensor) -> Tensor:
     """
     n, classes = logits.shape
     if classes < 2:
-        return torch.zeros(n, 2, dtype=torch.float64)
-    pair = logits.topk(2, dim=1).indices.sort(dim=1).values
+        return torch.zeros(n, 2, dtype=torch.float64, device=logits.device)
+    first = logits.argmax(1, keepdim=True)  # of equal ones the first, on every device, unlike topk
+    second = logits.scatter(1, first, -torch.inf).argmax(1, keepdim=True)
+    pair = torch.cat([first, second], 1).sort(dim=1).values
     margin = logits.gather(1, pair).double()
     boundary = (pair[:, 0] * classes + pair[:, 1]).double()
     return torch.stack([boundary, (margin[:, 1] - margin[:, 0]).nan_to_num()], dim=1)

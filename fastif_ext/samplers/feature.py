@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.device import memory_for, with_kernels
 from fastif_ext.extract import Layer, stream
 from fastif_ext.kmeans import KMeans
 from fastif_ext.samplers.base import SubsetSampler, check_size
@@ -51,14 +52,14 @@ class FeatureSampler(SubsetSampler):
                 f"every cluster gives at least one row"
             )
         kmeans = KMeans(n_clusters, seed=seed).fit(features)
-        counts = kmeans.labels_.bincount(minlength=n_clusters)
+        counts = kmeans.labels_.bincount(minlength=n_clusters).cpu()
         quota = _equal_shares(counts, m)
         k, centers = int(quota.max()), kmeans.cluster_centers_
         if mode == "nearest":
             index, _ = ops.kmeans_nearest(features, centers, k)
         else:
             index = ops.kmeans_weighted(features, centers, k, seed=seed)
-        super().__init__(n, index[torch.arange(k) < quota[:, None]])
+        super().__init__(n, index.cpu()[torch.arange(k) < quota[:, None]])
 
     @classmethod
     def from_loader(
@@ -92,11 +93,17 @@ class FeatureSampler(SubsetSampler):
         features, classes = [], 0
         for batch in stream(model, loader, layer=layer, device=device, progress=progress):
             assert batch.features is not None
-            features.append(batch.features)
+            features.append(with_kernels(batch.features))
             classes = batch.logits.shape[1]
         if not features:
             raise ValueError("FeatureSampler: loader gave no batch")
-        return cls(torch.cat(features), m, n_clusters=n_clusters or classes, mode=mode, seed=seed)
+        n = sum(map(len, features))
+        with memory_for(
+            f"the features of {n} rows",
+            "take them with fastif_ext.extract, which keeps them on the CPU, and pass those",
+        ):
+            rows = torch.cat(features)
+            return cls(rows, m, n_clusters=n_clusters or classes, mode=mode, seed=seed)
 
 
 def _equal_shares(counts: Tensor, m: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.device import with_kernels
 from fastif_ext.extract import stream
 from fastif_ext.samplers.base import SubsetSampler, check_labels, check_logits
 
@@ -78,7 +79,8 @@ class LogitSampler(SubsetSampler):
         """
         total, n = None, 0
         for batch in stream(model, loader, device=device, progress=progress):
-            logits = check_logits("LogitSampler", batch.logits, first_row=batch.row_offset)
+            logits = with_kernels(batch.logits)
+            logits = check_logits("LogitSampler", logits, first_row=batch.row_offset)
             if by_label and batch.labels is None:
                 raise ValueError("LogitSampler: by_label=True, but the loader's batches hold none")
             labels = batch.labels if by_label else None
@@ -106,7 +108,8 @@ class LogitSampler(SubsetSampler):
             )
         labels = check_labels("LogitSampler", labels, n=len(logits), classes=logits.shape[1])
         probs = logits.softmax(1, dtype=torch.float32)
-        own = torch.zeros_like(probs).scatter_(1, labels[:, None], probs.gather(1, labels[:, None]))
+        place = labels[:, None].to(probs.device)
+        own = torch.zeros_like(probs).scatter_(1, place, probs.gather(1, place))
         return ops.bottom_k(own.T, k, replacement=replacement, seed=seed, row_offset=row_offset)
 
     def _finish(self, n: int, sample: ops.ClassSample) -> None:
