@@ -24,7 +24,7 @@ from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics
 from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params, Selection, apply_update
-from fastif_ext.removal import remove_class, shortest_step
+from fastif_ext.removal import Guard, remove_class, shortest_step
 from fastif_ext.samplers import (
     AllRows,
     CurvatureSampler,
@@ -176,11 +176,22 @@ class Comparison:
         s, start = self.setting, time.perf_counter()
         removed, first = take(s.train, self._removed_rows), len(self._removed_rows) / len(s.train)
         direction = self._selection.embed(self._gradient)
-        step, _, _ = shortest_step(s.model, direction, removed, s.class_index, first=first)
+        kept = (self.data.labels != s.class_index).nonzero().flatten()
+        guard = Guard(s.model, s.train, kept)
+        step, _, reached = shortest_step(
+            s.model, direction, removed, s.class_index, first=first, guard=guard
+        )
         seconds = time.perf_counter() - start
         edited = apply_update(s.model, direction, step)
         metrics = class_metrics(edited, s.test, s.class_index)
-        return Record("gradient only", None, None, **metrics._asdict(), solve_seconds=seconds)
+        return Record(
+            "gradient only",
+            None,
+            None,
+            **metrics._asdict(),
+            target_reached=reached,
+            solve_seconds=seconds,
+        )
 
     def retrained(self, model: nn.Module, seconds: float) -> Record:
         """A model that was trained without the class: what removal should come to."""

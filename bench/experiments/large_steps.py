@@ -17,7 +17,7 @@ import common
 import fastif_ext as fi
 from fastif_ext.comparison import make_sampler
 from fastif_ext.metrics import class_metrics
-from fastif_ext.removal import shortest_step
+from fastif_ext.removal import Guard, shortest_step
 
 NAMES = ("random", "stratified", "logit", "curvature-systematic")
 PARTS = (1, 2, 4)
@@ -27,7 +27,9 @@ def main() -> None:
     arguments = common.parser(__doc__.splitlines()[0], sizes=(100, 400), seeds=10).parse_args()
     case = common.load_case(arguments)
     s = case.setting
-    rows = (case.extracted.labels == s.class_index).nonzero().flatten()
+    own = case.extracted.labels == s.class_index
+    rows = own.nonzero().flatten()
+    guard = Guard(s.model, s.train, (~own).nonzero().flatten())
 
     def all_rows(name: str, m: int, seed: int) -> dict[str, Any]:
         """One direction with a subset of all rows, the class's among them."""
@@ -37,7 +39,9 @@ def main() -> None:
             s.model, s.loss_fn, rows, s.train, sampler=sampler, solver="cg", curvature=s.curvature
         )
         removed = fi.data.take(s.train, rows)
-        step, _, reached = shortest_step(s.model, got.delta, removed, s.class_index, first=got.step)
+        step, _, reached = shortest_step(
+            s.model, got.delta, removed, s.class_index, first=got.step, guard=guard
+        )
         edited = fi.apply_update(s.model, got.delta, step)
         return {
             **class_metrics(edited, s.test, s.class_index)._asdict(),

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from fastif_ext.influence import InfluenceResult
 from fastif_ext.metrics import ClassMetrics, Fit
 
+KEEP = 0.9
+"""A model that keeps less than this share of its accuracy on the rows that stay is broken."""
+
 
 class StepRecord(NamedTuple):
     """One step that the search tried."""
@@ -22,6 +25,8 @@ class StepRecord(NamedTuple):
     """On the test set; None in the default protocol, which does not look at it."""
     linearisation: int = 0
     """Which direction the step was tried along: 0 for the first."""
+    kept_accuracy: float | None = None
+    """On rows that stay (default protocol); None where they were not looked at."""
 
 
 @dataclass
@@ -49,6 +54,9 @@ class RemovalReport:
     """One for each linearisation."""
     norms: list[float]
     """Length of the step taken along each."""
+    kept_before: Fit
+    kept_after: Fit
+    """On training rows of the other classes, at most 1000 of them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of "sample", "solve" and "step", over all linearisations."""
 
@@ -93,6 +101,11 @@ class RemovalReport:
         return all(direction.solve.converged for direction in self.directions)
 
     @property
+    def broken(self) -> bool:
+        """Whether more than a tenth of the accuracy on the other classes' training rows is gone."""
+        return self.kept_after.accuracy < KEEP * self.kept_before.accuracy
+
+    @property
     def delta_norm(self) -> float:
         """|theta' - theta|."""
         return float(self.delta.norm())
@@ -108,6 +121,8 @@ class RemovalReport:
             "theory_step": self.theory_step,
             "delta_norm": self.delta_norm,
             "target_reached": self.target_reached,
+            "kept_before": self.kept_before._asdict(),
+            "kept_after": self.kept_after._asdict(),
             "linearisations": len(self.directions),
             "damping": [d.solve.damping for d in self.directions],
             "iterations": self.iterations,
@@ -126,6 +141,8 @@ class RemovalReport:
             f"  self-accuracy       {b.self_accuracy:8.4f} -> {a.self_accuracy:.4f}",
             f"  remaining accuracy  {b.remaining_accuracy:8.4f} -> {a.remaining_accuracy:.4f}",
             f"  self-loss           {b.self_loss:8.4f} -> {a.self_loss:.4f}",
+            f"  training accuracy on other classes  {self.kept_before.accuracy:.4f} -> "
+            f"{self.kept_after.accuracy:.4f}",
             f"  steps of length {', '.join(f'{n:.3g}' for n in self.norms)}, chosen on {chosen} in "
             f"{self.steps} tries; |change| = {self.delta_norm:.3g}",
         ]
@@ -138,6 +155,8 @@ class RemovalReport:
         lines.append("  seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in self.seconds.items()))
         if not self.target_reached:
             lines.append("  the target self-accuracy was NOT reached")
+        if self.broken:
+            lines.append("  the other classes are BROKEN: do not use this model")
         return "\n".join(lines)
 
 
