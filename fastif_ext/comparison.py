@@ -153,7 +153,9 @@ class Comparison:
         self.common_damping = 0.1 * spectrum(full, self._probe).largest
         if data.labels is None:
             raise ValueError("Comparison: data has no labels")
-        self._removed_rows = (data.labels == setting.class_index).nonzero().flatten()
+        own = data.labels == setting.class_index
+        self._removed_rows, kept = own.nonzero().flatten(), (~own).nonzero().flatten()
+        self._guard = Guard(setting.model, setting.train, kept)
         removed = take(setting.train, self._removed_rows)
         self._selection = Selection(setting.model, setting.params)
         self._gradient = mean_gradient(
@@ -176,10 +178,8 @@ class Comparison:
         s, start = self.setting, time.perf_counter()
         removed, first = take(s.train, self._removed_rows), len(self._removed_rows) / len(s.train)
         direction = self._selection.embed(self._gradient)
-        kept = (self.data.labels != s.class_index).nonzero().flatten()
-        guard = Guard(s.model, s.train, kept)
         step, _, reached = shortest_step(
-            s.model, direction, removed, s.class_index, first=first, guard=guard
+            s.model, direction, removed, s.class_index, first=first, guard=self._guard
         )
         seconds = time.perf_counter() - start
         edited = apply_update(s.model, direction, step)

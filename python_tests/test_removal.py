@@ -162,7 +162,7 @@ class TestDefaultProtocol:
     def test_new_directions_on_the_way(
         self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset], parts: int
     ) -> None:
-        """No part is longer than its share of the first estimate; the last one is the shortest."""
+        """No part is longer than its share of the first estimate."""
         train, test = blobs
         options: dict[str, Any] = {"damping": 0.01, "samples": 60}
         one = fi.remove_class(model, train, 1, linearisations=1, **options)
@@ -340,6 +340,33 @@ class TestGuard:
             assert (history[1].kept_accuracy or 0) < guard.floor
             assert 0 < step < 1e3
             assert guard.of(fi.apply_update(net, delta, step)).accuracy >= guard.floor
+
+    def test_the_last_part_is_the_one_with_the_best_f1(
+        self, net: nn.Module, train: TensorDataset
+    ) -> None:
+        """On training rows: longer than the shortest only where that does not cost others."""
+        kept, own = self.parts(train)
+        guard = Guard(net, train, kept)
+        delta = fi.remove_class(net, train, 1, solver="exact", damping=0.1).directions[0].delta
+        shortest, _, reached = shortest_step(net, delta, own, 1, first=0.5, guard=guard, target=0.1)
+        assert reached
+        for limit in (1.1 * shortest, 2 * shortest, 8 * shortest):
+            step, history, reached = shortest_step(
+                net, delta, own, 1, first=0.5, limit=limit, guard=guard, target=0.1
+            )
+            assert reached
+            assert 0.97 * shortest < step <= limit
+            values = [
+                fi.f1_score(r.self_accuracy, r.kept_accuracy or 0.0)
+                for r in history
+                if r.self_accuracy < 0.1 and (r.kept_accuracy or 0.0) >= guard.floor
+            ]
+            edited = fi.apply_update(net, delta, step)
+            assert max(values) == pytest.approx(
+                fi.f1_score(
+                    fi.class_metrics(edited, train, 1).self_accuracy, guard.of(edited).accuracy
+                )
+            )
 
     def test_rows_are_spread_over_all_that_stay(self, net: nn.Module) -> None:
         big = TensorDataset(torch.randn(5000, 5, dtype=torch.float64), torch.arange(5000) // 2000)
