@@ -53,9 +53,10 @@ def remove_class(
     *training* rows is below `target`; the test set is only reported. The way is cut into
     `linearisations` parts: after each, direction, gradient and curvature subset are taken anew at
     the parameters reached (no part is longer than its share of the first estimate; up to twice as
-    many are taken; the last is the one with the best F1 on training rows). Curvature is that of the rows that stay. No step is taken that costs more than
-    a tenth of the accuracy on the other classes' training rows (at most 1000 are looked at): a long
-    step along a poor direction forgets the class only because it forgets everything.
+    many are taken; the last is the one with the best F1 on training rows). Curvature is that of the
+    rows that stay. No step is taken that costs more than a tenth of the accuracy on the other
+    classes' training rows (at most 1000 are looked at): a long step along a poor direction forgets
+    the class only because it forgets everything.
 
     ``protocol="paper"`` is the predecessor's procedure (arXiv 2312.05586): one direction, with the
     curvature of all rows; add it, normalised, again and again and keep the best F1 *on the test
