@@ -23,7 +23,7 @@ from fastif_ext.extract import Extracted
 from fastif_ext.metrics import class_metrics
 from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params, Selection, apply_update
-from fastif_ext.removal import remove_class, shortest_step
+from fastif_ext.removal import Guard, remove_class, shortest_step
 from fastif_ext.samplers import (
     AllRows,
     CurvatureSampler,
@@ -153,7 +153,9 @@ class Comparison:
         self.common_damping = 0.1 * spectrum(full, self._probe).largest
         if data.labels is None:
             raise ValueError("Comparison: data has no labels")
-        self._removed_rows = (data.labels == setting.class_index).nonzero().flatten()
+        own = data.labels == setting.class_index
+        self._removed_rows, kept = own.nonzero().flatten(), (~own).nonzero().flatten()
+        self._guard = Guard(setting.model, setting.train, kept)
         removed = take(setting.train, self._removed_rows)
         self._selection = Selection(setting.model, setting.params)
         self._gradient = mean_gradient(
@@ -176,11 +178,20 @@ class Comparison:
         s, start = self.setting, time.perf_counter()
         removed, first = take(s.train, self._removed_rows), len(self._removed_rows) / len(s.train)
         direction = self._selection.embed(self._gradient)
-        step, _, _ = shortest_step(s.model, direction, removed, s.class_index, first=first)
+        step, _, reached = shortest_step(
+            s.model, direction, removed, s.class_index, first=first, guard=self._guard
+        )
         seconds = time.perf_counter() - start
         edited = apply_update(s.model, direction, step)
         metrics = class_metrics(edited, s.test, s.class_index)
-        return Record("gradient only", None, None, **metrics._asdict(), solve_seconds=seconds)
+        return Record(
+            "gradient only",
+            None,
+            None,
+            **metrics._asdict(),
+            target_reached=reached,
+            solve_seconds=seconds,
+        )
 
     def retrained(self, model: nn.Module, seconds: float) -> Record:
         """A model that was trained without the class: what removal should come to."""

@@ -99,6 +99,7 @@ def plot(records: Sequence[Record], path: Path, *, title: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     grouped = groups(records)
     methods = list(dict.fromkeys(method for method, m in grouped if m is not None))
@@ -122,23 +123,26 @@ def plot(records: Sequence[Record], path: Path, *, title: str) -> None:
             spans = [[x.mean - x.low for _, x in points], [x.high - x.mean for _, x in points]]
             axis.errorbar(sizes, means, spans, marker="o", ms=4, lw=1.4, capsize=2, label=method)
         if field == "f1":
-            for (name, m), group in grouped.items():
-                if m is None and group[0].f1 is not None:
-                    axis.axhline(group[0].f1, ls="--", lw=0.9, color="grey")
-                    axis.annotate(
-                        name,
-                        (1, group[0].f1),
-                        xycoords=("axes fraction", "data"),
-                        fontsize=7,
-                        ha="right",
-                        va="bottom",
-                    )
+            lines = [(n, g[0].f1) for (n, m), g in grouped.items() if m is None and g[0].f1]
+            for i, (name, f1) in enumerate(lines):
+                axis.axhline(f1, ls="--", lw=0.9, color="grey")
+                axis.annotate(  # side by side: they may lie close together
+                    name,
+                    (0.02 + i / len(lines), f1),
+                    xycoords=("axes fraction", "data"),
+                    fontsize=8,
+                    va="bottom",
+                )
         axis.set(xscale="log", xlabel="subset size m", title=label)
         if log:
             axis.set_yscale("log")
         ticks = sorted({m for _, m in grouped if m is not None})
         axis.set_xticks(ticks, [str(m) for m in ticks])
-        axis.minorticks_off()
+        axis.xaxis.minorticks_off()
+        if log:
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.yaxis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.suptitle(title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import fastif_ext as fi
+from fastif_ext.removal import Guard, shortest_step
+from fastif_ext.training import train_lbfgs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,7 +162,7 @@ class TestDefaultProtocol:
     def test_new_directions_on_the_way(
         self, model: nn.Module, blobs: tuple[TensorDataset, TensorDataset], parts: int
     ) -> None:
-        """No part is longer than its share of the first estimate; the last one is the shortest."""
+        """No part is longer than its share of the first estimate."""
         train, test = blobs
         options: dict[str, Any] = {"damping": 0.01, "samples": 60}
         one = fi.remove_class(model, train, 1, linearisations=1, **options)
@@ -260,6 +263,128 @@ class TestDefaultProtocol:
             report = fi.remove_class(Stuck(), blobs[0], 0, damping=0.1, solver="cg")
         assert not report.target_reached
         assert "NOT reached" in report.summary()
+
+
+@pytest.fixture(scope="module")
+def train() -> TensorDataset:
+    """As the blobs, wider."""
+    g = torch.Generator().manual_seed(0)
+    centers = 2.5 * torch.randn(3, 5, generator=g, dtype=torch.float64)
+    y = torch.arange(300) % 3
+    x = centers[y] + 1.5 * torch.randn(300, 5, generator=g, dtype=torch.float64)
+    return TensorDataset(x, y)
+
+
+@pytest.fixture(scope="module")
+def net(train: TensorDataset) -> nn.Module:
+    """A tanh MLP, trained with hardly any decay: its curvature is close to singular."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train_lbfgs(net, *train.tensors, l2=1e-4)
+    return net
+
+
+class TestGuard:
+    """Where the shortest step that forgets the class is one that forgets everything."""
+
+    OPTIONS: dict[str, Any] = {  # noqa: RUF012
+        "curvature": "gauss-newton",
+        "solver": "exact",
+        "damping": 1e-3,
+        "params": ["0.*"],
+        "samples": 20,
+    }
+
+    def parts(self, train: TensorDataset) -> tuple[Tensor, Any]:
+        y = train.tensors[1]
+        return (y != 1).nonzero().flatten(), fi.data.take(train, (y == 1).nonzero().flatten())
+
+    def test_no_step_breaks_the_model(self, net: nn.Module, train: TensorDataset) -> None:
+        kept, own = self.parts(train)
+        with pytest.warns(UserWarning, match=r"stayed at 0\.\d+, target 0.01; the direction"):
+            report = fi.remove_class(net, train, 1, linearisations=1, **self.OPTIONS)
+        assert not report.target_reached
+        assert not report.broken
+        assert report.self_accuracy < report.before.self_accuracy
+        assert report.kept_after.accuracy >= 0.9 * report.kept_before.accuracy
+        x, y = (t[kept] for t in train.tensors)
+        assert report.kept_after.accuracy == pytest.approx(
+            float((report.model(x).argmax(1) == y).double().mean())
+        )
+        assert report.to_dict()["kept_after"]["accuracy"] == report.kept_after.accuracy
+        # along the same direction the target is only reached where most other rows are wrong, too
+        step, history, reached = shortest_step(net, report.influence.delta, own, 1, first=0.5)
+        assert reached
+        ruined = fi.apply_update(net, report.influence.delta, step)
+        assert (ruined(x).argmax(1) == y).double().mean() < 0.5
+        assert all(record.kept_accuracy is None for record in history)
+
+    def test_a_new_direction_gets_there(self, net: nn.Module, train: TensorDataset) -> None:
+        report = fi.remove_class(net, train, 1, linearisations=2, **self.OPTIONS)
+        assert report.target_reached
+        assert report.self_accuracy < 0.01
+        assert report.kept_after.accuracy > 0.95 * report.kept_before.accuracy
+        assert "BROKEN" not in report.summary()
+
+    def test_a_first_step_that_breaks_it_is_shortened(
+        self, net: nn.Module, train: TensorDataset
+    ) -> None:
+        kept, own = self.parts(train)
+        guard = Guard(net, train, kept)
+        delta = fi.remove_class(net, train, 1, **self.OPTIONS).directions[0].delta
+        for options in ({"first": 1e3}, {"first": 0.5, "limit": 1e3}):
+            step, history, _ = shortest_step(net, delta, own, 1, guard=guard, **options)
+            assert history[1].step == 1e3
+            assert (history[1].kept_accuracy or 0) < guard.floor
+            assert 0 < step < 1e3
+            assert guard.of(fi.apply_update(net, delta, step)).accuracy >= guard.floor
+
+    def test_the_last_part_is_the_one_with_the_best_f1(
+        self, net: nn.Module, train: TensorDataset
+    ) -> None:
+        """On training rows: longer than the shortest only where that does not cost others."""
+        kept, own = self.parts(train)
+        guard = Guard(net, train, kept)
+        delta = fi.remove_class(net, train, 1, solver="exact", damping=0.1).directions[0].delta
+        shortest, _, reached = shortest_step(net, delta, own, 1, first=0.5, guard=guard, target=0.1)
+        assert reached
+        for limit in (1.1 * shortest, 2 * shortest, 8 * shortest):
+            step, history, reached = shortest_step(
+                net, delta, own, 1, first=0.5, limit=limit, guard=guard, target=0.1
+            )
+            assert reached
+            assert 0.97 * shortest < step <= limit
+            values = [
+                fi.f1_score(r.self_accuracy, r.kept_accuracy or 0.0)
+                for r in history
+                if r.self_accuracy < 0.1 and (r.kept_accuracy or 0.0) >= guard.floor
+            ]
+            edited = fi.apply_update(net, delta, step)
+            assert max(values) == pytest.approx(
+                fi.f1_score(
+                    fi.class_metrics(edited, train, 1).self_accuracy, guard.of(edited).accuracy
+                )
+            )
+
+    def test_rows_are_spread_over_all_that_stay(self, net: nn.Module) -> None:
+        big = TensorDataset(torch.randn(5000, 5, dtype=torch.float64), torch.arange(5000) // 2000)
+        kept = torch.arange(1000, 5000)
+        guard = Guard(net, big, kept)
+        labels = torch.stack([guard.rows[i][1] for i in range(len(guard.rows))])
+        assert labels.bincount().tolist() == [250, 500, 250]
+
+    def test_a_broken_model_is_called_so(self, net: nn.Module, train: TensorDataset) -> None:
+        """The paper's protocol picks by the test set; let it be one that likes ruin."""
+        y = train.tensors[1]
+        test = TensorDataset(train.tensors[0], torch.where(y == 1, 1, 2 - y))
+        with pytest.warns(UserWarning, match="the edited model is broken: accuracy on training"):
+            report = fi.remove_class(
+                net, train, 1, test=test, protocol="paper", step_norm=2.0, **self.OPTIONS
+            )
+        assert report.broken
+        assert "BROKEN" in report.summary()
 
 
 class TestPaperProtocol:

@@ -124,6 +124,77 @@ def test_gif_needs_no_definite_hessian() -> None:
     torch.testing.assert_close(got.delta, dense(case, "gif", 0.01, case.mask), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["if", "pif", "fif", "gif", "sif"])
+def test_linear_regression_in_closed_form(variant: str) -> None:
+    """H = A^T A / n for each output; no derivative is taken to get it."""
+    case = Case("linear regression")
+    out = case.y.shape[1]
+
+    def derivatives(rows: Tensor) -> tuple[Tensor, Tensor]:
+        x = case.x[rows]
+        ones = torch.ones(len(x), 1, dtype=DOUBLE)
+        residual = case.model(x).detach() - case.y[rows]
+        scale = 2 / (len(x) * out)  # of mse_loss, the mean over rows and outputs
+        g = torch.cat([(scale * residual.T @ x).flatten(), scale * residual.sum(0)])
+        eye = torch.eye(out, dtype=DOUBLE)
+        blocks = [
+            [torch.kron(eye, x.T @ x), torch.kron(eye, x.T @ ones)],
+            [torch.kron(eye, ones.T @ x), torch.kron(eye, ones.T @ ones)],
+        ]
+        return g, scale * torch.cat([torch.cat(row, 1) for row in blocks])
+
+    case.derivatives = derivatives  # type: ignore[method-assign]
+    params = None if variant == "if" else case.mask
+    got = case.run(variant, params=params, solver="cg", damping=1e-3, tol=1e-12, max_iter=1000)
+    torch.testing.assert_close(got.delta, dense(case, variant, 1e-3, case.mask), **CLOSE)
+
+
+class Bowl(nn.Module):
+    """A quadratic: losses (theta - t_i)^T D (theta - t_i) / 2, D = C + diag(a_i), C indefinite."""
+
+    def __init__(self, C: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(len(C), dtype=DOUBLE))
+        self.register_buffer("C", C)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        a, t = inputs.chunk(2, 1)
+        d = self.theta - t
+        return ((d @ self.C) * d + a * d * d).sum(1, keepdim=True) / 2
+
+
+@pytest.mark.parametrize("variant", ["if", "pif", "fif", "gif", "sif"])
+@pytest.mark.parametrize("definite", [True, False])
+def test_quadratic(variant: str, definite: bool) -> None:
+    """Nine parameters, three selected; gradient and Hessian are written down by hand."""
+    torch.manual_seed(4)
+    p = 9
+    C = torch.randn(p, p, dtype=DOUBLE)
+    C = C @ C.T / p if definite else (C + C.T) / 2
+    a, t = torch.rand(N, p, dtype=DOUBLE) ** 3, torch.randn(N, p, dtype=DOUBLE)
+    model, mask = Bowl(C), torch.arange(p) % 3 == 1
+    theta = model.theta.detach()
+
+    def derivatives(rows: Tensor) -> tuple[Tensor, Tensor]:
+        d = theta - t[rows]
+        return (d @ C + a[rows] * d).mean(0), C + a[rows].mean(0).diag()
+
+    case: Any = SimpleNamespace(p=p, derivatives=derivatives)
+    if not definite:
+        assert torch.linalg.eigvalsh(derivatives(torch.arange(N))[1])[0] < -0.5
+    got = fi.influence(
+        model,
+        lambda outputs, _: outputs.mean(),
+        REMOVED,
+        (torch.cat([a, t], 1), torch.zeros(N, dtype=DOUBLE)),
+        variant=variant,
+        params=None if variant == "if" else mask,
+        solver="exact",
+        damping=1e-3,
+    )
+    torch.testing.assert_close(got.delta, dense(case, variant, 1e-3, mask), **CLOSE)
+
+
 def test_pif_and_fif_differ_and_agree_without_a_selection() -> None:
     case = Case("softmax regression")
     options: dict[str, Any] = {"solver": "exact", "damping": 0.01}

@@ -34,12 +34,13 @@ def image_network(data: str, *, size: int = 96) -> Network:
     for a copy on disk.
 
     Args:
-        data: "fashion-mnist", "mnist" or "cifar10", with or without a folder.
+        data: "digits", "fashion-mnist", "mnist" or "cifar10", with or without a folder.
         size: side of the image that the network sees, in pixels: a multiple of 32; it was trained
             on 224. Time grows with its square.
 
     Returns:
-        A function from standardised images [b, 1 or 3, h, w] to features float32 [b, 1280].
+        A function from standardised images [b, 1 or 3, h, w], or digits [b, 64], to features
+        float32 [b, 1280].
 
     Raises:
         ImportError: the packages are missing.
@@ -62,6 +63,8 @@ def image_network(data: str, *, size: int = 96) -> Network:
     @torch.no_grad()
     def extract(images: Tensor) -> Tensor:
         network.to(images.device)
+        if images.dim() == 2:
+            images = images.unflatten(1, (1, 8, 8))
         pixels = images.float() * std.to(images.device) + mean.to(images.device)  # in [0, 1]
         pixels = pixels.expand(-1, 3, -1, -1)
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
@@ -110,12 +113,16 @@ def features(
 def _standardisation(data: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, [C, 1, 1], by which a data set's pixels were standardised."""
     name = data.partition(":")[0]
-    if name == "cifar10":
+    if name == "digits":  # in [0, 1] as they come
+        mean, std = (0.0,), (1.0,)
+    elif name == "cifar10":
         mean, std = datasets._CIFAR_MEAN, datasets._CIFAR_STD
     elif name in datasets._IDX:
         mean, std = (datasets._IDX[name].mean,), (datasets._IDX[name].std,)
     else:
-        raise ValueError(f"data = {data!r} has no images; use fashion-mnist, mnist or cifar10")
+        raise ValueError(
+            f"data = {data!r} has no images; use digits, fashion-mnist, mnist or cifar10"
+        )
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 

@@ -448,7 +448,7 @@ def large_steps(found: list[Results]) -> str:
             f"Retraining: F1 {retrained['f1']:.3f}, remaining accuracy "
             f"{retrained['remaining_accuracy']:.3f}.",
             table(
-                ["m", "sampler", "curvature", "parts", "F1", "self acc.", "rem. acc.", "seconds"],
+                ["m", "sampler", "curvature", "parts", "F1", "self acc.", "rem. acc.", "CPU s"],
                 rows,
             ),
         ]

@@ -18,7 +18,7 @@ import fastif_ext as fi
 from fastif_ext.curvature import make_curvature
 from fastif_ext.data import take
 from fastif_ext.metrics import class_metrics
-from fastif_ext.removal import shortest_step
+from fastif_ext.removal import Guard, shortest_step
 from fastif_ext.spectrum import automatic_damping, spectrum
 
 
@@ -31,6 +31,7 @@ def main() -> None:
     own = case.extracted.labels == s.class_index
     rows, kept = own.nonzero().flatten(), (~own).nonzero().flatten()
     removed = take(s.train, rows)
+    guard = Guard(s.model, s.train, kept)
     logits, labels = case.extracted.logits[rows], case.extracted.labels[rows]
     H = make_curvature(s.curvature, s.model, s.loss_fn, take(s.train, kept))
     whole = fi.mean_gradient(s.model, s.loss_fn, removed)
@@ -50,7 +51,9 @@ def main() -> None:
             )
         delta = fi.cg(H, g, damping=damping, tol=1e-3).x
         first = len(rows) / len(kept)
-        step, _, reached = shortest_step(s.model, delta, removed, s.class_index, first=first)
+        step, _, reached = shortest_step(
+            s.model, delta, removed, s.class_index, first=first, guard=guard
+        )
         edited = fi.apply_update(s.model, delta, step)
         return {
             **class_metrics(edited, s.test, s.class_index)._asdict(),

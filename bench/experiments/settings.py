@@ -41,6 +41,8 @@ class Case:
     """A setting with what the samplers look at and what removal should come to."""
 
     name: str
+    model: nn.Module
+    """The whole trained network; `setting` has the layers that move."""
     setting: Setting
     extracted: Extracted
     images: datasets.LoadedData
@@ -104,7 +106,7 @@ def load(
     def retrain() -> nn.Module:
         return _retrained(name, whole, train_set, removed)
 
-    return Case(name, setting, extracted, images, retrain, facts)
+    return Case(name, model, setting, extracted, images, retrain, facts)
 
 
 def _on(device: str, data: TensorDataset) -> TensorDataset:

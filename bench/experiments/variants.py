@@ -19,7 +19,7 @@ import fastif_ext as fi
 from fastif_ext.comparison import SAMPLERS, make_sampler
 from fastif_ext.data import take
 from fastif_ext.metrics import class_metrics
-from fastif_ext.removal import shortest_step
+from fastif_ext.removal import Guard, shortest_step
 from fastif_ext.spectrum import spectrum
 
 VARIANTS = ("if", "pif", "fif", "gif", "sif")
@@ -30,7 +30,9 @@ def main() -> None:
     arguments = common.parser(__doc__.splitlines()[0], sizes=(100, 400), seeds=10).parse_args()
     case = common.load_case(arguments)
     s = case.setting
-    rows = (s.train.tensors[1] == s.class_index).nonzero().flatten()
+    own = s.train.tensors[1] == s.class_index
+    rows = own.nonzero().flatten()
+    guard = Guard(s.model, s.train, (~own).nonzero().flatten())
     removed = take(s.train, rows)
     mask = fi.select_parameters(s.model, removed, RATIO)
     full = fi.Hessian(s.model, s.loss_fn, s.train)
@@ -61,7 +63,9 @@ def main() -> None:
         if variant not in exact:
             exact[variant] = got.delta if sampler is None else direction(variant, None).delta
         want = exact[variant]
-        step, _, reached = shortest_step(s.model, got.delta, removed, s.class_index, first=got.step)
+        step, _, reached = shortest_step(
+            s.model, got.delta, removed, s.class_index, first=got.step, guard=guard
+        )
         edited = fi.apply_update(s.model, got.delta, step)
         return {
             **class_metrics(edited, s.test, s.class_index)._asdict(),

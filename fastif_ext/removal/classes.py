@@ -8,6 +8,7 @@ chosen, and the direction looked up again on the way.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,11 @@ from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics, predict
 from fastif_ext.parameters import apply_update, flat_parameters
 from fastif_ext.removal.report import Clock, RemovalReport, StepRecord
-from fastif_ext.removal.search import best_on_test, shortest_step
+from fastif_ext.removal.search import Guard, best_on_test, shortest_step
 from fastif_ext.removal.subsets import Chooser, curvature_subset
 from fastif_ext.samplers import CurvatureSampler, ResidualSampler, SubsetSampler
+
+_REMEDY = "the direction may be poor: try more samples, larger damping or more linearisations"
 
 
 def remove_class(
@@ -51,7 +54,10 @@ def remove_class(
     *training* rows is below `target`; the test set is only reported. The way is cut into
     `linearisations` parts: after each, direction, gradient and curvature subset are taken anew at
     the parameters reached (no part is longer than its share of the first estimate; up to twice as
-    many are taken). Curvature is that of the rows that stay.
+    many are taken; the last is the one with the best F1 on training rows). Curvature is that of the
+    rows that stay. No step is taken that costs more than a tenth of the accuracy on the other
+    classes' training rows (at most 1000 are looked at): a long step along a poor direction forgets
+    the class only because it forgets everything.
 
     ``protocol="paper"`` is the predecessor's procedure (arXiv 2312.05586): one direction, with the
     curvature of all rows; add it, normalised, again and again and keep the best F1 *on the test
@@ -83,6 +89,10 @@ def remove_class(
 
     Returns:
         RemovalReport, with the new model as ``.model``.
+
+    Warns:
+        UserWarning: the target was not reached, or the other classes are broken (only the paper's
+            protocol can do that).
 
     Raises:
         ValueError: an unknown protocol, a class without training rows, a missing test set.
@@ -121,7 +131,7 @@ def remove_class(
         else:
             edited = job.along_new_directions(linearisations, target)
     report_on = train if test is None else test
-    return RemovalReport(
+    report = RemovalReport(
         model=edited,
         class_index=class_index,
         protocol=protocol,
@@ -134,9 +144,24 @@ def remove_class(
         history=job.history,
         directions=job.directions,
         norms=job.norms,
+        kept_before=job.guard.before,
+        kept_after=job.guard.of(edited),
         seconds=job.clock.laps,
         peak=peak,
     )
+    if not report.target_reached:
+        warnings.warn(
+            f"self-accuracy on the training rows of class {class_index} stayed at {job.left:.3f}, "
+            f"target {target}; {_REMEDY}",
+            stacklevel=2,
+        )
+    if report.broken:
+        warnings.warn(
+            f"the edited model is broken: accuracy on training rows of the other classes fell from "
+            f"{report.kept_before.accuracy:.3f} to {report.kept_after.accuracy:.3f}; {_REMEDY}",
+            stacklevel=2,
+        )
+    return report
 
 
 class _Removal:
@@ -169,8 +194,11 @@ class _Removal:
                 f"the labels are {self.got.labels.unique().tolist()}"
             )
         self.removed = take(train, self.removed_rows)
+        self.guard = Guard(model, train, self.kept_rows)
         self.theory_step = n_removed / (n - n_removed)
         self.step, self.reached = 0.0, True
+        self.left = 0.0
+        """Self-accuracy on the training rows where the last step ended."""
         self.history: list[StepRecord] = []
         self.directions: list[InfluenceResult] = []
         self.norms: list[float] = []
@@ -193,16 +221,18 @@ class _Removal:
                 target=target,
                 limit=limit,
                 linearisation=k,
+                guard=self.guard,
             )
             self.history += tried
+            self.left = next(r.self_accuracy for r in tried if r.step == self.step)
             if unit is None:
-                unit = self.step * length / parts
-                if parts > 1 and self.step > 0:
-                    self.step, self.reached = self.step / parts, False
+                unit = self.step * length
+                if parts > 1 and self.step > 0 and self.reached:
+                    self.step, self.reached, unit = self.step / parts, False, unit / parts
             current = apply_update(current, direction.delta, self.step)
             self.norms.append(self.step * length)
             self.clock.lap("step")
-            if self.reached or parts == 1 or length == 0:
+            if self.reached or parts == 1 or self.step == 0:
                 break
         return current
 

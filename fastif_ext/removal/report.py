@@ -12,6 +12,9 @@ from fastif_ext.influence import InfluenceResult
 from fastif_ext.memory import PeakMemory
 from fastif_ext.metrics import ClassMetrics, Fit
 
+KEEP = 0.9
+"""A model that keeps less than this share of its accuracy on the rows that stay is broken."""
+
 
 class StepRecord(NamedTuple):
     """One step that the search tried."""
@@ -23,6 +26,8 @@ class StepRecord(NamedTuple):
     """On the test set; None in the default protocol, which does not look at it."""
     linearisation: int = 0
     """Which direction the step was tried along: 0 for the first."""
+    kept_accuracy: float | None = None
+    """On rows that stay (default protocol); None where they were not looked at."""
 
 
 @dataclass
@@ -50,6 +55,9 @@ class RemovalReport:
     """One for each linearisation."""
     norms: list[float]
     """Length of the step taken along each."""
+    kept_before: Fit
+    kept_after: Fit
+    """On training rows of the other classes, at most 1000 of them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of "sample", "solve" and "step", over all linearisations."""
     peak: PeakMemory = field(default_factory=PeakMemory)
@@ -96,6 +104,11 @@ class RemovalReport:
         return all(direction.solve.converged for direction in self.directions)
 
     @property
+    def broken(self) -> bool:
+        """Whether more than a tenth of the accuracy on the other classes' training rows is gone."""
+        return self.kept_after.accuracy < KEEP * self.kept_before.accuracy
+
+    @property
     def delta_norm(self) -> float:
         """|theta' - theta|."""
         return float(self.delta.norm())
@@ -111,6 +124,8 @@ class RemovalReport:
             "theory_step": self.theory_step,
             "delta_norm": self.delta_norm,
             "target_reached": self.target_reached,
+            "kept_before": self.kept_before._asdict(),
+            "kept_after": self.kept_after._asdict(),
             "linearisations": len(self.directions),
             "damping": [d.solve.damping for d in self.directions],
             "iterations": self.iterations,
@@ -131,6 +146,8 @@ class RemovalReport:
             f"  self-accuracy       {b.self_accuracy:8.4f} -> {a.self_accuracy:.4f}",
             f"  remaining accuracy  {b.remaining_accuracy:8.4f} -> {a.remaining_accuracy:.4f}",
             f"  self-loss           {b.self_loss:8.4f} -> {a.self_loss:.4f}",
+            f"  training accuracy on other classes  {self.kept_before.accuracy:.4f} -> "
+            f"{self.kept_after.accuracy:.4f}",
             f"  steps of length {', '.join(f'{n:.3g}' for n in self.norms)}, chosen on {chosen} in "
             f"{self.steps} tries; |change| = {self.delta_norm:.3g}",
         ]
@@ -145,6 +162,8 @@ class RemovalReport:
             lines.append(f"  peak memory: {self.peak.megabytes:.1f} MB on {self.peak.device}")
         if not self.target_reached:
             lines.append("  the target self-accuracy was NOT reached")
+        if self.broken:
+            lines.append("  the other classes are BROKEN: do not use this model")
         return "\n".join(lines)
 
 
