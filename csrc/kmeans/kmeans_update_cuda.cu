@@ -227,8 +227,8 @@ void sum_clusters(const char* op, const KMeansUpdate<T>& task, const DeviceClust
   const int narrow = width_of(task.dim);
   const int64_t strips = ceil_div(task.dim, narrow);
   const int64_t stretches = (task.rows / kPiece + 1) * strips;
-  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, most), kThreads, 0, task,
-         clusters, static_cast<const A*>(partial), narrow, strips, stretches);
+  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, most), kThreads, 0, task, clusters,
+         static_cast<const A*>(partial), narrow, strips, stretches);
 }
 
 }  // namespace
