@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
       task.counts[piece.cluster] = bad ? -1 : piece.cluster_rows;
     if (bad && piece.index > 0) continue;
     const int count = bad ? 0 : piece.rows, terms_count = count / 4 + count % 4;
-    __syncthreads();
+    // The last barrier of the piece before this one came after all reads of its rows.
     for (int i = int(threadIdx.x); i < count; i += threads)
       rows[i] = clusters.order[piece.begin + i];
     __syncthreads();
