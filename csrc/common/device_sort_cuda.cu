@@ -18,11 +18,12 @@ void sort_pairs(const char* op, [[maybe_unused]] const Gpu& gpu, Pairs<Key>& pai
 #ifdef __CUDACC__
   cub::DoubleBuffer<Key> keys(pairs.keys, pairs.spare_keys);
   cub::DoubleBuffer<uint32_t> rows(pairs.rows, pairs.spare_rows);
+  // The type of the count is that of offsets in cub's kernels; with this one no registers spill.
   size_t bytes = 0;
   void* memory = nullptr;  // the first call says how much it needs
   for (int call = 0; call < 2; ++call) {
-    check_cuda(op, cub::DeviceRadixSort::SortPairs(memory, bytes, keys, rows, uint64_t(pairs.count),
-                                                   0, bits, static_cast<cudaStream_t>(gpu.stream)));
+    check_cuda(op, cub::DeviceRadixSort::SortPairs(memory, bytes, keys, rows, Key(pairs.count), 0,
+                                                   bits, static_cast<cudaStream_t>(gpu.stream)));
     if (call == 0) memory = gpu.scratch<unsigned char>(int64_t(bytes));
   }
   if (keys.Current() != pairs.keys) pairs.swap();

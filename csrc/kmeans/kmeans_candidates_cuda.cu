@@ -29,7 +29,7 @@ struct CandidateTile {
 
 // A block takes chunks of rows, and computes their distances to all candidates of the tile.
 template <class T, int kPack, int kCount>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     chunk_distances(KMeansCandidates<T> task, CandidateTile<accumulate_t<T>> tile, int64_t chunks) {
   using A = accumulate_t<T>;
   FASTIF_DYNAMIC_SHARED(A, centre);  // [kCount][columns]

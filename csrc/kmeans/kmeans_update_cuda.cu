@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
       task.counts[piece.cluster] = bad ? -1 : piece.cluster_rows;
     if (bad && piece.index > 0) continue;
     const int count = bad ? 0 : piece.rows, terms_count = count / 4 + count % 4;
-    __syncthreads();
+    // The last barrier of the piece before this one came after all reads of its rows.
     for (int i = int(threadIdx.x); i < count; i += threads)
       rows[i] = clusters.order[piece.begin + i];
     __syncthreads();
@@ -227,8 +227,8 @@ void sum_clusters(const char* op, const KMeansUpdate<T>& task, const DeviceClust
   const int narrow = width_of(task.dim);
   const int64_t strips = ceil_div(task.dim, narrow);
   const int64_t stretches = (task.rows / kPiece + 1) * strips;
-  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, most), kThreads, 0, task,
-         clusters, static_cast<const A*>(partial), narrow, strips, stretches);
+  launch(op, gpu, sum_partials<T>, grid_size(stretches, 1, most), kThreads, 0, task, clusters,
+         static_cast<const A*>(partial), narrow, strips, stretches);
 }
 
 }  // namespace

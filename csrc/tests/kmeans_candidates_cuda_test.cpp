@@ -8,7 +8,8 @@ using namespace fastif::test;
 namespace {
 
 template <class T>
-void check(int64_t n, int64_t d, int64_t L, bool weighted, bool shifted, double tolerance) {
+void check(int64_t n, int64_t d, int64_t L, bool weighted, bool shifted, double tolerance,
+           bool on_one_multiprocessor = false) {
   using A = accumulate_t<T>;
   auto x = random_values<T>(n * d + 1, 1);
   const auto candidates = normal<A>(L * d, 2);
@@ -29,9 +30,11 @@ void check(int64_t n, int64_t d, int64_t L, bool weighted, bool shifted, double 
                                weighted ? weight.data() : nullptr, least.data(), potential.data()});
     return std::make_pair(least, potential);
   };
-  const auto [least, potential] = on_simulated_gpus([&](const Gpu& gpu) {
+  const auto on = [&](const Gpu& gpu) {
     return run([&](const auto& task) { kmeans_candidates_cuda(task, gpu); });
-  });
+  };
+  const auto [least, potential] =
+      on_one_multiprocessor ? on(SimulatedGpu(1)) : on_simulated_gpus(on);
   const auto [want, want_potential] =
       run([](const auto& task) { kmeans_candidates_cpu(task, reversed_pool()); });
   for (size_t i = 0; i < least.size(); ++i)
@@ -67,7 +70,9 @@ int main() {
     check<float>(70, 2604, 5, flag, !flag, 1e-5);
     check<float>(5000, 4, 2, flag, false,
                  1e-5);  // more chunks than blocks and than summing threads
-    check<float>(9000, 1, 1, flag, false, 1e-5);
+    check<float>(6500, 1, 9, flag, false, 1e-5);
   }
+  // More chunks than blocks, each with more columns than shared memory holds.
+  check<double>(2113, 422, 9, false, false, 1e-13, true);
   return 0;
 }
