@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +19,14 @@ README = Path(__file__).parent.parent / "README.md"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+
+
 def test_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    code = blocks()[0]
     data = datasets.load("digits")
     model = models.build("mlp", dtype=torch.float64)
     train_lbfgs(model, *data.train.tensors, l2=1e-3)
@@ -31,6 +37,25 @@ def test_example(
     assert (tmp_path / "forgot_3.pt").exists()
     rows = torch.cat([labels for _, labels in names["subset"]])
     assert len(rows) == 400
+    assert names["scores"].shape == (20, 1347)
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # theirs
+def test_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """captum's and pyDVL's scores on the weighted rows are those of dense algebra."""
+    needs = "pip install captum 'pydvl[influence]'"
+    pytest.importorskip("captum", reason=needs)
+    pytest.importorskip("pydvl.influence.torch", reason=needs)
+    monkeypatch.syspath_prepend(str(README.parent / "bench"))
+    names: dict[str, Any] = {}
+    _, code = blocks()
+    exec(compile(code, "README.md", "exec"), names)
+    lib = sys.modules["with_libraries"]
+    want = lib.exact_scores(
+        lib.Problem(*(names[k] for k in ("model", "train", "test"))), names["sampler"]
+    )
+    torch.testing.assert_close(names["by_captum"], want, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(names["by_pydvl"], want, rtol=1e-3, atol=1e-4)
 
 
 def test_public_names_in_the_readme_exist() -> None:
