@@ -56,16 +56,6 @@ struct Centroids {
   __device__ double largest_loss() const { return std::bit_cast<double>(largest[1]); }
 };
 
-// A value of T as an operand.
-template <class T>
-__device__ __forceinline__ Word exact_word(float v) {
-  if constexpr (std::is_same_v<T, float>) {
-    return Operand<T>::word(v);
-  } else {
-    return Operand<T>::round(v);
-  }
-}
-
 constexpr int kPrepareThreads = 256, kMeanColumns = 32;
 
 // A warp to a centroid.
@@ -104,7 +94,7 @@ __global__ void __launch_bounds__(kPrepareThreads) find_mean(const A* centroids,
   if (group > 0 || k >= out.depth()) return;
   for (int g = 1; g < kGroups; ++g) mean += partial[g][column];
   A value = A(mean);
-  if constexpr (!std::is_same_v<T, A>) value = Operand<T>::value(Operand<T>::round(value), 0);
+  if constexpr (!std::is_same_v<T, A>) value = Operand<T>::shift(value);
   out.mean[k] = std::isfinite(value) ? value : A(0);  // a half's range may be too small
 }
 
@@ -137,7 +127,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
         for (int i = 0; i < kPerWord; ++i) {
           const int64_t k = w * kPerWord + i;
           if (k >= out.dim) break;
-          mean |= exact_word<T>(out.mean[k]) << 16 * i;
+          mean |= Operand<T>::raw(out.mean[k]) << 16 * i;
           if (!used) continue;
           const Word rounded = Operand<T>::round(c[k] - out.mean[k]);
           const double lost =

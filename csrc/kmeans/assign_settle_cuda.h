@@ -77,7 +77,7 @@ __device__ __forceinline__ A squared_distance(const T* x, const A* c, int64_t di
 // x - m as the tensor cores see it; x is exact in T.
 template <class T>
 __device__ __forceinline__ float rounded_operand(float x, float m) {
-  return Operand<T>::value(Operand<T>::centre(exact_word<T>(x), exact_word<T>(m)), 0);
+  return Operand<T>::value(Operand<T>::centre(Operand<T>::raw(x), Operand<T>::raw(m)), 0);
 }
 
 // What a warp learns about a row in one pass.
@@ -152,21 +152,22 @@ __device__ __forceinline__ bool nearer(double a, int i, double b, int j) {
   return a < b || (a == b && i < j);
 }
 
-// A warp to a row: takes the best of its `shares` results. Where the gap to the second best proves
+// A warp to a row: takes the best of its shares' results. Where the gap to the second best proves
 // the label, or (exact = false) an error bound exists at all, it is final; where the third proves
 // that only two centroids can be nearest, float64 decides between them; else the row joins `open`.
 template <bool kTensor, class T>
-__global__ void __launch_bounds__(kSettleThreads, 3)
+__global__ void __launch_bounds__(kSettleThreads, 2)
     certify(KMeansAssign<T> task, Centroids<accumulate_t<T>> centroids,
-            const TopThree<accumulate_t<T>>* found, int shares, bool exact, RowList list,
+            const TopThree<accumulate_t<T>>* found, Shares shares, bool exact, RowList list,
             RowList open) {
   using A = accumulate_t<T>;
   const int64_t rows = list.size(task.rows), dim = task.dim;
   constexpr int kWarps = kSettleThreads / kWarp;
+  shares = shares.of(rows, Simt<A>::kTile);
   for (int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; i < rows;
        i += int64_t{gridDim.x} * kWarps) {
     TopThree<A> top = found[i];
-    for (int share = 1; share < shares; ++share) top.add(found[share * task.rows + i]);
+    for (int share = 1; share < shares.count; ++share) top.add(found[share * rows + i]);
     const int64_t row = list.at(i);
     const T* x = task.x + row * dim;
     const bool scored = top.index != TopThree<A>::kNone;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "common/copy_async.h"
 #include "kmeans/assign_centroids_cuda.h"
 #include "kmeans/assign_top_cuda.h"
 
@@ -24,6 +25,26 @@ struct RowList {
   __device__ __forceinline__ void append(int64_t row) { rows[atomicAdd(count, 1ull)] = row; }
 };
 
+// How the blocks of a kernel share the centroid tiles of a row tile: `count` shares of `tiles`
+// tiles. For a list, whose length the GPU alone knows, count is 0 until `of` has settled it: as
+// many as `at_once` blocks have the time for.
+struct Shares {
+  int count;
+  int64_t tiles;  // of a share; of all shares where count is 0
+  int64_t at_once;
+
+  FASTIF_HOST_DEVICE static Shares cut(int64_t shares, int64_t all_tiles) {
+    const int64_t each = (all_tiles + shares - 1) / shares;
+    return {int((all_tiles + each - 1) / each), each, 0};
+  }
+  FASTIF_HOST_DEVICE Shares of(int64_t rows, int tile_rows) const {
+    const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
+    if (count != 0 || row_tiles == 0) return *this;
+    const int64_t idle = at_once / row_tiles;
+    return cut(idle < 1 ? 1 : (idle < tiles ? idle : tiles), tiles);
+  }
+};
+
 template <class A>
 using SimtBoard = Board<A, 2 * Simt<A>::kVector, Simt<A>::kThreads>;
 template <class A>
@@ -32,13 +53,13 @@ constexpr size_t simt_shared() {
          SimtBoard<A>::kBytes;
 }
 
-// Each block takes tiles of rows, against the centroid tiles of its share, blockIdx.y of gridDim.y;
-// found[share * rows + i] gets the best of the i-th row listed. A thread has 2 kVector rows and as
-// many centroids of a tile, kVector neighbours at a time.
+// Each block takes tiles of the listed rows, against the centroid tiles of one share each;
+// found[share * listed + i] gets the best of the i-th row. A thread has 2 kVector rows and as many
+// centroids of a tile, kVector neighbours at a time.
 template <class T>
 __global__ void __launch_bounds__(Simt<float>::kThreads, 2)
     score_simt(const T* x, int64_t rows, RowList list, Centroids<accumulate_t<T>> centroids,
-               int64_t tiles_per_share, TopThree<accumulate_t<T>>* found) {
+               Shares shares, TopThree<accumulate_t<T>>* found) {
   using A = accumulate_t<T>;
   constexpr int V = Simt<A>::kVector, kTile = Simt<A>::kTile, kDepth = Simt<A>::kDepth;
   constexpr int kStride = Simt<A>::kStride, kRowSlab = kDepth * kStride, kTileSlab = kDepth * kTile;
@@ -52,49 +73,56 @@ __global__ void __launch_bounds__(Simt<float>::kThreads, 2)
 
   const int thread = int(threadIdx.x), ty = thread / 16, tx = thread % 16;
   const int load_row = thread / (kDepth / V), load_column = thread % (kDepth / V) * V;
-  const int64_t tiles = (centroids.clusters + kTile - 1) / kTile;
-  const int64_t first_tile = int64_t{blockIdx.y} * tiles_per_share;
-  const int64_t share = tiles - first_tile < tiles_per_share ? tiles - first_tile : tiles_per_share;
-  const int64_t slabs = centroids.depth() / kDepth, steps = share * slabs;
-  const A* packed = centroids.columns + first_tile * slabs * kTileSlab + thread * V;
+  const int dim = int(centroids.dim), slabs = int(centroids.depth() / kDepth);
+  const int tiles = int((centroids.clusters + kTile - 1) / kTile);
   const int64_t listed = list.size(rows);
-
-  for (int64_t tile = blockIdx.x; tile * kTile < listed; tile += gridDim.x) {
-    const bool has_row = tile * kTile + load_row < listed;
-    const T* source = has_row ? x + list.at(tile * kTile + load_row) * centroids.dim : x;
-    const auto load = [&](int64_t slab) {
+  const unsigned row_tiles = unsigned((listed + kTile - 1) / kTile);
+  shares = shares.of(listed, kTile);
+  for (unsigned item = blockIdx.x; item < row_tiles * shares.count; item += gridDim.x) {
+    const unsigned share = item / row_tiles;
+    const int64_t first_row = int64_t{item % row_tiles} * kTile;
+    int tile = int(share * shares.tiles), slab = 0;
+    int left = (tiles - tile < shares.tiles ? tiles - tile : int(shares.tiles)) * slabs;
+    const A* packed = centroids.columns + int64_t{tile} * slabs * kTileSlab + thread * V;
+    const bool has_row = first_row + load_row < listed;
+    const T* source = has_row ? x + list.at(first_row + load_row) * dim : x;
+    const auto load = [&] {
       Vector v;
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const int64_t k = slab * kDepth + load_column + i;
-        v.value[i] =
-            has_row && k < centroids.dim ? A(to_float(source[k])) - centroids.mean[k] : A(0);
+        const int k = slab * kDepth + load_column + i;
+        v.value[i] = has_row && k < dim ? A(to_float(source[k])) - centroids.mean[k] : A(0);
       }
       return v;
     };
-    const auto store = [&](int buffer, const Vector& row, const Vector& column) {
+    const auto store = [&](int buffer, const Vector& row) {
 #pragma unroll
       for (int i = 0; i < V; ++i)
         row_values[buffer * kRowSlab + (load_column + i) * kStride + load_row] = row.value[i];
-      reinterpret_cast<Vector*>(column_values + buffer * kTileSlab)[thread] = column;
+    };
+    const auto copy_columns = [&](int buffer) {
+      copy_async<16>(column_values + buffer * kTileSlab + thread * V, packed, 16);
+      close_copies();
+      packed += kTileSlab;
     };
 
     best.reset();
-    store(0, load(0), *reinterpret_cast<const Vector*>(packed));
+    copy_columns(0);
+    store(0, load());
     A acc[2 * V][2 * V] = {};
-    int64_t slab = 0, centroid_tile = first_tile;
-    for (int64_t step = 0; step < steps; ++step) {
+    for (int buffer = 0; left > 0; --left, buffer = 1 - buffer) {
+      wait_copies<0>();
       __syncthreads();
-      const int buffer = int(step % 2);
-      const A *row_slab = row_values + buffer * kRowSlab,
-              *tile_slab = column_values + buffer * kTileSlab;
-      const bool last = slab == slabs - 1, more = step + 1 < steps;
-      Vector next_row, next_column;
-      if (more) {
-        next_row = load(last ? 0 : slab + 1);
-        next_column = *reinterpret_cast<const Vector*>(packed + (step + 1) * kTileSlab);
+      const A* row_slab = row_values + buffer * kRowSlab;
+      const A* tile_slab = column_values + buffer * kTileSlab;
+      const bool last = ++slab == slabs;
+      if (last) slab = 0;
+      Vector next_row;
+      if (left > 1) {
+        copy_columns(1 - buffer);
+        next_row = load();
       }
-#pragma unroll
+#pragma unroll 4  // all eight cost more registers than two blocks have
       for (int k = 0; k < kDepth; ++k) {
         const Vector* a = reinterpret_cast<const Vector*>(row_slab + k * kStride) + ty;
         const Vector* b = reinterpret_cast<const Vector*>(tile_slab + k * kTile) + tx;
@@ -105,33 +133,29 @@ __global__ void __launch_bounds__(Simt<float>::kThreads, 2)
           for (int j = 0; j < 2 * V; ++j)
             acc[i][j] += rows_of[i / V].value[i % V] * columns_of[j / V].value[j % V];
       }
+      if (left > 1) store(1 - buffer, next_row);
       if (last) {
-        const int64_t first = centroid_tile * kTile + tx * V;
-        Vector seeds[2] = {*reinterpret_cast<const Vector*>(centroids.seeds + first),
-                           *reinterpret_cast<const Vector*>(centroids.seeds + first + 16 * V)};
+        const int first = tile++ * kTile + tx * V;
+        const Vector* seeds = reinterpret_cast<const Vector*>(centroids.seeds + first);
+        const Vector seeds_of[2] = {seeds[0], seeds[16]};
 #pragma unroll
         for (int i = 0; i < 2 * V; ++i) {
 #pragma unroll
-          for (int j = 0; j < 2 * V; ++j) acc[i][j] += seeds[j / V].value[j % V];
+          for (int j = 0; j < 2 * V; ++j) acc[i][j] += seeds_of[j / V].value[j % V];
           best.template offer<2 * V>(
               i, [&](int j) { return acc[i][j]; },
-              [&](int j) { return int(first) + j / V * (16 * V) + j % V; });
+              [&](int j) { return first + j / V * (16 * V) + j % V; });
 #pragma unroll
           for (int j = 0; j < 2 * V; ++j) acc[i][j] = 0;
         }
-        slab = 0;
-        ++centroid_tile;
-      } else {
-        ++slab;
       }
-      if (more) store(1 - buffer, next_row, next_column);
     }
     __syncthreads();
-    if (thread < kTile && tile * kTile + thread < listed) {
+    if (thread < kTile && first_row + thread < listed) {
       TopThree<A> top = TopThree<A>::none();
       for (int other = 0; other < 16; ++other)
         top.add(best.get(thread / (16 * V) * V + thread % V, thread % (16 * V) / V * 16 + other));
-      found[int64_t{blockIdx.y} * rows + tile * kTile + thread] = top;
+      found[share * listed + first_row + thread] = top;
     }
     __syncthreads();
   }

@@ -55,15 +55,12 @@ struct RowSource {
           const int bytes = valid - 4 * w < 0 ? 0 : (valid - 4 * w > 4 ? 4 : valid - 4 * w);
           copy_async<4>(to + w, bytes > 0 ? from + 4 * w : from, bytes);
         }
-      } else {  // halves at odd places, which cp.async cannot copy
+      } else if constexpr (sizeof(T) == 2) {  // halves at odd places, which cp.async cannot copy
         const T* values = reinterpret_cast<const T*>(from);
         for (int w = 0; w < 4; ++w) {
-          Word word = 0;
-          for (int e = 0; e < int(4 / sizeof(T)); ++e) {
-            const int k = w * int(4 / sizeof(T)) + e;
-            if (k * int(sizeof(T)) < valid) word |= Operand<T>::word(values[k]) << 16 * e;
-          }
-          to[w] = word;
+          const Word low = 4 * w < valid ? values[2 * w].bits : 0;
+          const Word high = 4 * w + 2 < valid ? values[2 * w + 1].bits : 0;
+          to[w] = low | high << 16;
         }
       }
     }

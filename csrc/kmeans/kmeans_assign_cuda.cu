@@ -61,7 +61,7 @@ class Assign {
         if (!task_.exact) return settle_labels(open);
         // The rows left open are scored again with float's smaller errors.
         const RowList still_open = new_list(1);
-        certify_labels<false>(score_plainly(open, scores.found), true, open, still_open);
+        certify_labels<false>(score_plainly(open), true, open, still_open);
         return settle_labels(still_open);
       }
     }
@@ -71,39 +71,38 @@ class Assign {
 
   // The best scores of each row, from each share of the centroids: [shares, rows].
   struct Scores {
-    int64_t shares;
+    Shares shares;
     TopThree<A>* found;
   };
 
   Scores score_on_tensor_cores() {
     const int64_t row_tiles = ceil_div(task_.rows, int64_t{Mma::kRows});
     const int64_t tiles = ceil_div(task_.clusters, int64_t{Mma::kTile});
-    const int64_t per_share = ceil_div(tiles, shares_of(row_tiles, tiles, gpu_.multiprocessors));
-    const Scores scores = new_scores(ceil_div(tiles, per_share));
+    const Scores scores =
+        new_scores(Shares::cut(shares_of(row_tiles, tiles, gpu_.multiprocessors), tiles));
     const auto starts = reinterpret_cast<uintptr_t>(task_.x) | uintptr_t(task_.dim * sizeof(T));
     const int unit = starts % 16 == 0 ? 16 : starts % 4 == 0 ? 4 : 2;
     const int stages = MmaShared::bytes(4) <= most_shared() ? 4 : 2;
-    launch(kOp, gpu_, score_tensor<T>, dim3(unsigned(row_tiles), unsigned(scores.shares)),
+    launch(kOp, gpu_, score_tensor<T>, dim3(unsigned(row_tiles), unsigned(scores.shares.count)),
            Mma::kThreads, MmaShared::bytes(stages), task_.x, task_.rows, unit, centroids_,
-           per_share, stages, scores.found);
+           scores.shares.tiles, stages, scores.found);
     return scores;
   }
 
   Scores score_plainly() {
     const int64_t row_tiles = ceil_div(task_.rows, int64_t{Simt<A>::kTile});
-    const int64_t tiles = ceil_div(task_.clusters, int64_t{Simt<A>::kTile});
-    const int64_t per_share = ceil_div(tiles, shares_of(row_tiles, tiles, blocks_at_once()));
-    const Scores scores = new_scores(ceil_div(tiles, per_share));
-    score_simt_on(dim3(unsigned(row_tiles), unsigned(scores.shares)), kAllRows, per_share,
-                  scores.found);
+    const int64_t shares = shares_of(row_tiles, simt_tiles(), blocks_at_once());
+    const Scores scores = new_scores(Shares::cut(shares, simt_tiles()));
+    score_simt_on(unsigned(row_tiles * scores.shares.count), kAllRows, scores);
     return scores;
   }
-
-  // A list's length is known to the GPU alone: as many blocks as run at once take what there is.
-  Scores score_plainly(RowList list, TopThree<A>* found) {
-    const unsigned blocks = grid_size(task_.rows, Simt<A>::kTile, blocks_at_once());
-    score_simt_on(dim3(blocks), list, ceil_div(task_.clusters, int64_t{Simt<A>::kTile}), found);
-    return {1, found};
+  Scores score_plainly(RowList list) {
+    // Shares of a list have at_once row tiles in all, unless there is but one share.
+    const int64_t most = std::max(task_.rows, blocks_at_once() * Simt<A>::kTile);
+    const Scores scores{{0, simt_tiles(), blocks_at_once()},
+                        gpu_.template scratch<TopThree<A>>(most)};
+    score_simt_on(unsigned(blocks_at_once()), list, scores);
+    return scores;
   }
 
   const Centroids<A>& centroids() const { return centroids_; }
@@ -112,24 +111,24 @@ class Assign {
   static constexpr RowList kAllRows{nullptr, nullptr};
 
   int64_t blocks_at_once() const { return 2 * int64_t(gpu_.multiprocessors); }
+  int64_t simt_tiles() const { return ceil_div(task_.clusters, int64_t{Simt<A>::kTile}); }
   RowList new_list(int which) const {
     return {gpu_.template scratch<int64_t>(task_.rows), counts_ + which};
   }
-  Scores new_scores(int64_t shares) const {
-    return {shares, gpu_.template scratch<TopThree<A>>(shares * task_.rows)};
+  Scores new_scores(Shares shares) const {
+    return {shares, gpu_.template scratch<TopThree<A>>(shares.count * task_.rows)};
   }
 
-  void score_simt_on(dim3 grid, RowList list, int64_t tiles_per_share, TopThree<A>* found) {
-    launch(kOp, gpu_, score_simt<T>, grid, Simt<A>::kThreads, simt_shared<A>(), task_.x, task_.rows,
-           list, centroids_, tiles_per_share, found);
+  void score_simt_on(unsigned blocks, RowList list, const Scores& scores) {
+    launch(kOp, gpu_, score_simt<T>, blocks, Simt<A>::kThreads, simt_shared<A>(), task_.x,
+           task_.rows, list, centroids_, scores.shares, scores.found);
   }
 
   template <bool kTensor>
   void certify_labels(Scores scores, bool exact, RowList list, RowList open) {
     launch(kOp, gpu_, certify<kTensor, T>,
            grid_size(task_.rows, kSettleThreads / kWarp, 16 * int64_t(gpu_.multiprocessors)),
-           kSettleThreads, 0, task_, centroids_, scores.found, int(scores.shares), exact, list,
-           open);
+           kSettleThreads, 0, task_, centroids_, scores.found, scores.shares, exact, list, open);
   }
 
   void settle_labels(RowList open) {

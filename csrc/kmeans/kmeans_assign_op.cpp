@@ -20,6 +20,8 @@ std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const 
                   "fastif_ext::", op,
                   ": centroids must have the dtype of x (or float32 with a half x)");
   const int64_t n = x.size(0), d = x.size(1), K = centroids.size(0);
+  STD_TORCH_CHECK(std::max(d, K) < (int64_t{1} << 31) - 256, "fastif_ext::", op,
+                  ": at most 2^31 - 256 columns, and as many centroids");
   const Tensor rows = torch::stable::contiguous(x);
   const Tensor centres = torch::stable::contiguous(torch::stable::to(centroids, dtype));
   Tensor labels = new_tensor(x, {n}, ScalarType::Long);

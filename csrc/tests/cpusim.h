@@ -246,9 +246,10 @@ inline void run_block(size_t threads, const std::vector<char*>& stacks, std::mt1
     f.stack_pointer = top;
     f.state = State::kReady;
   }
+  unsigned awake = ~0u;  // by warp
   while (true) {
     if (machine.order >= 2) std::shuffle(order.begin(), order.end(), engine);
-    const unsigned awake = machine.order >= 3 ? unsigned(engine()) : ~0u;
+    if (machine.order >= 3 && engine() % 16 == 0) awake = unsigned(engine());
     bool ran = false;
     size_t done = 0;
     for (unsigned i : order) {
