@@ -6,9 +6,9 @@
 // The third counter word is 1 for the further 32 bits that small uniforms draw.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
+#include "common/exact_math.h"
 #include "common/host_device.h"
 
 namespace fastif {
@@ -63,7 +63,7 @@ FASTIF_HOST_DEVICE inline double uniform(uint64_t seed, uint64_t element, uint32
 }
 
 // The unit exponential of a uniform. Small uniforms give small exponentials, without the
-// quantisation of -log(u) near 1.
-FASTIF_HOST_DEVICE inline double exponential(double uniform) { return -std::log1p(-uniform); }
+// quantisation of -log(u) near 1. The same bits on every machine.
+FASTIF_HOST_DEVICE inline double exponential(double uniform) { return -exact_log1p(-uniform); }
 
 }  // namespace fastif

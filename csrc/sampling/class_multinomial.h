@@ -7,8 +7,7 @@
 // p = exp(x_y - max - log1p(rest)) in double from the row as it is stored (softmax_row.h).
 //
 // - rows are global: row_offset + i. The sample is a function of (seed, global row, class, logits):
-//   chunks merged with merge_samples, threads and task order change no bit. (SIMD levels round
-//   differently in the last bit of a double, which a float32 key shows once in 1e8.)
+//   chunks merged with merge_samples, threads, task order and SIMD levels change no bit.
 // - Fewer than k rows of positive probability: -1 in rows, -inf in log_keys; never a row of zero
 //   probability. k may exceed n; n = 0 and Y = 0 work. n has no limit, Y < 2^31.
 // - A logit of -inf has probability zero. A row with NaN, or of nothing but -inf, is skipped and

@@ -37,7 +37,7 @@ class CurvatureSource {
   }
   double log_unit(int64_t) const { return 0; }
   double log_size(const Tile& tile, int64_t i, int64_t) const {
-    return std::log(double(tile.sizes[i]));
+    return exact_log(double(tile.sizes[i]));
   }
   double log_key(const Candidate& candidate, int64_t) const { return candidate.key; }
   double accuracy() const { return 0; }
