@@ -7,6 +7,7 @@
 
 #include "common/clones.h"
 #include "common/numeric_types.h"
+#include "sampling/draw.h"
 
 namespace fastif {
 namespace {

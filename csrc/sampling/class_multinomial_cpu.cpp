@@ -8,6 +8,7 @@
 #include "common/clones.h"
 #include "common/simd_levels.h"
 #include "common/vexp.h"
+#include "sampling/draw.h"
 #include "sampling/softmax_row.h"
 
 namespace fastif {

@@ -7,6 +7,7 @@
 
 #include "common/numeric_types.h"
 #include "sampling/curvature_rows.h"
+#include "sampling/draw.h"
 
 namespace fastif {
 namespace {

@@ -27,22 +27,9 @@
 #include "common/parallel.h"
 #include "common/philox.h"
 #include "sampling/gate.h"
+#include "sampling/sample.h"
 
 namespace fastif {
-
-struct Draw {
-  int64_t classes;  // Y
-  int64_t k;
-  bool replacement;
-  uint64_t seed;
-  uint64_t row_offset;  // global id of row 0
-};
-
-struct Sample {
-  int64_t* rows;         // [Y, k] global ids, -1 padded
-  float* log_keys;       // [Y, k] descending, -inf padded
-  float* log_threshold;  // [Y]
-};
 
 constexpr int64_t kTileElements = 2048;
 constexpr int64_t kTaskElements = 1 << 16;
