@@ -41,8 +41,11 @@ FASTIF_HOST_DEVICE inline uint32_t element_word(uint64_t seed, uint64_t element,
   const PhiloxBlock block =
       philox4x32({{uint32_t(counter), uint32_t(counter >> 32), extension, arrival}}, uint32_t(seed),
                  uint32_t(seed >> 32));
-  const uint32_t word = uint32_t(element / 16 % 4);
-  return block.word[word];
+  // Selects: an index known only at run time would put the block into a GPU's local memory.
+  const uint32_t place = uint32_t(element / 16 % 4);
+  const uint32_t low = place == 0 ? block.word[0] : block.word[1];
+  const uint32_t high = place == 2 ? block.word[2] : block.word[3];
+  return place < 2 ? low : high;
 }
 
 // Below this word a uniform takes 32 further bits: bottom-k reads just the tail that 32 bits

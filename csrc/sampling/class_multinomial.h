@@ -13,11 +13,16 @@
 // - A logit of -inf has probability zero. A row with NaN, or of nothing but -inf, is skipped and
 //   counted. +inf in a row without NaN is an error that names the row.
 // - logits: float32, float64, float16 or bfloat16, contiguous.
-// - Extra memory O(threads * k * Y).
+// - On a GPU, which is not waited for, rows are -1 and log_keys and log_threshold NaN after such an
+//   error, and skipped is -(1 + the row). The sample is the CPU's, bit for bit.
+// - Extra memory O(threads * k * Y); on a GPU (72 k + 4096) Y bytes (up to twice that for k > 300),
+// and
+//   16 n for Y > 4096.
 #pragma once
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
 #include "sampling/sample.h"
 
@@ -27,5 +32,9 @@ namespace fastif {
 template <class T>
 int64_t class_multinomial_cpu(const T* logits, int64_t n, const Draw& draw, const Sample& out,
                               int64_t* skipped, const Pool& pool);
+
+template <class T>
+void class_multinomial_cuda(const T* logits, int64_t n, const Draw& draw, const Sample& out,
+                            int64_t* skipped, const Gpu& gpu);
 
 }  // namespace fastif
