@@ -10,7 +10,8 @@
 // first k arrivals of the superposed processes are k independent draws. Given the threshold, a row
 // is in the sample with probability 1 - exp(-p exp(-log_threshold)). As every log_key is a function
 // of (seed, global row, class, size) alone, the sample of a union is the top-k of the samples'
-// union: chunks, threads and ranks change no bit.
+// union: chunks, threads and ranks change no bit. All that decides is computed with exact_math.h,
+// so neither do SIMD levels, nor is a GPU's sample another.
 #pragma once
 
 #include <algorithm>

@@ -26,7 +26,7 @@ FASTIF_HOST_DEVICE FASTIF_EXACT_INLINE V exact_mul(V a, V b) {
 #else
   V product = a * b;
 #if defined(__x86_64__)
-  asm("" : "+x"(product));
+  asm("" : "+v"(product));
 #elif defined(__aarch64__)
   asm("" : "+w"(product));
 #else

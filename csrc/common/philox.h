@@ -6,9 +6,9 @@
 // The third counter word is 1 for the further 32 bits that small uniforms draw.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
+#include "common/exact_math.h"
 #include "common/host_device.h"
 
 namespace fastif {
@@ -41,8 +41,11 @@ FASTIF_HOST_DEVICE inline uint32_t element_word(uint64_t seed, uint64_t element,
   const PhiloxBlock block =
       philox4x32({{uint32_t(counter), uint32_t(counter >> 32), extension, arrival}}, uint32_t(seed),
                  uint32_t(seed >> 32));
-  const uint32_t word = uint32_t(element / 16 % 4);
-  return block.word[word];
+  // Selects: an index known only at run time would put the block into a GPU's local memory.
+  const uint32_t place = uint32_t(element / 16 % 4);
+  const uint32_t low = place == 0 ? block.word[0] : block.word[1];
+  const uint32_t high = place == 2 ? block.word[2] : block.word[3];
+  return place < 2 ? low : high;
 }
 
 // Below this word a uniform takes 32 further bits: bottom-k reads just the tail that 32 bits
@@ -63,7 +66,7 @@ FASTIF_HOST_DEVICE inline double uniform(uint64_t seed, uint64_t element, uint32
 }
 
 // The unit exponential of a uniform. Small uniforms give small exponentials, without the
-// quantisation of -log(u) near 1.
-FASTIF_HOST_DEVICE inline double exponential(double uniform) { return -std::log1p(-uniform); }
+// quantisation of -log(u) near 1. The same bits on every machine.
+FASTIF_HOST_DEVICE inline double exponential(double uniform) { return -exact_log1p(-uniform); }
 
 }  // namespace fastif

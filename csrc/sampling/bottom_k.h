@@ -17,7 +17,7 @@
 #include <cstdint>
 
 #include "common/parallel.h"
-#include "sampling/draw.h"
+#include "sampling/sample.h"
 
 namespace fastif {
 

@@ -7,6 +7,7 @@
 
 #include "common/clones.h"
 #include "common/numeric_types.h"
+#include "sampling/draw.h"
 
 namespace fastif {
 namespace {
@@ -79,7 +80,7 @@ class WeightSource {
     return max_[y] > 1e-300 ? std::log(max_[y]) : std::log(1e-300 / double(kSmallest));
   }
   double log_size(const Tile& tile, int64_t i, int64_t y) const {
-    return std::log(double(to_float(*at(tile.row + i, y))));
+    return exact_log(double(to_float(*at(tile.row + i, y))));
   }
   double log_key(const Candidate& candidate, int64_t) const { return candidate.key; }
   double accuracy() const { return 0; }

@@ -7,20 +7,24 @@
 // p = exp(x_y - max - log1p(rest)) in double from the row as it is stored (softmax_row.h).
 //
 // - rows are global: row_offset + i. The sample is a function of (seed, global row, class, logits):
-//   chunks merged with merge_samples, threads and task order change no bit. (SIMD levels round
-//   differently in the last bit of a double, which a float32 key shows once in 1e8.)
+//   chunks merged with merge_samples, threads, task order and SIMD levels change no bit.
 // - Fewer than k rows of positive probability: -1 in rows, -inf in log_keys; never a row of zero
 //   probability. k may exceed n; n = 0 and Y = 0 work. n has no limit, Y < 2^31.
 // - A logit of -inf has probability zero. A row with NaN, or of nothing but -inf, is skipped and
 //   counted. +inf in a row without NaN is an error that names the row.
 // - logits: float32, float64, float16 or bfloat16, contiguous.
-// - Extra memory O(threads * k * Y).
+// - On a GPU, which is not waited for, rows are -1 and log_keys and log_threshold NaN after such an
+//   error, and skipped is -(1 + the row). The sample is the CPU's, bit for bit.
+// - Extra memory O(threads * k * Y); on a GPU (72 k + 4096) Y bytes (up to twice that for k > 300),
+// and
+//   16 n for Y > 4096.
 #pragma once
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
-#include "sampling/draw.h"
+#include "sampling/sample.h"
 
 namespace fastif {
 
@@ -28,5 +32,9 @@ namespace fastif {
 template <class T>
 int64_t class_multinomial_cpu(const T* logits, int64_t n, const Draw& draw, const Sample& out,
                               int64_t* skipped, const Pool& pool);
+
+template <class T>
+void class_multinomial_cuda(const T* logits, int64_t n, const Draw& draw, const Sample& out,
+                            int64_t* skipped, const Gpu& gpu);
 
 }  // namespace fastif

@@ -8,6 +8,7 @@
 #include "common/clones.h"
 #include "common/simd_levels.h"
 #include "common/vexp.h"
+#include "sampling/draw.h"
 #include "sampling/softmax_row.h"
 
 namespace fastif {
@@ -143,7 +144,7 @@ class LogitSource {
     const T* logits = logits_ + candidate.row * classes_;
     SoftmaxRow row;
     exact_row(logits, classes_, &row);
-    return row.log_probability(to_float(logits[y])) - std::log(candidate.arrival);
+    return row.log_probability(to_float(logits[y])) - exact_log(candidate.arrival);
   }
   // The float sum of softmax_rows: 1e-5 for its terms, 1e-8 for each addition.
   double accuracy() const { return 1e-5 + 1e-8 * double(classes_); }

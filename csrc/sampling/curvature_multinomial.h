@@ -15,7 +15,7 @@
 
 #include "common/parallel.h"
 #include "sampling/curvature_sizes.h"
-#include "sampling/draw.h"
+#include "sampling/sample.h"
 
 namespace fastif {
 

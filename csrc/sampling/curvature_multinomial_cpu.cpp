@@ -7,6 +7,7 @@
 
 #include "common/numeric_types.h"
 #include "sampling/curvature_rows.h"
+#include "sampling/draw.h"
 
 namespace fastif {
 namespace {
@@ -37,7 +38,7 @@ class CurvatureSource {
   }
   double log_unit(int64_t) const { return 0; }
   double log_size(const Tile& tile, int64_t i, int64_t) const {
-    return std::log(double(tile.sizes[i]));
+    return exact_log(double(tile.sizes[i]));
   }
   double log_key(const Candidate& candidate, int64_t) const { return candidate.key; }
   double accuracy() const { return 0; }

@@ -7,12 +7,15 @@
 //
 // - A row with NaN, or of nothing but -inf, has size 0. +inf in a row without NaN is an error.
 // - row_scale is finite and not negative, and so is its product as a float32; else an error.
-// - Each row stands alone: chunks and threads change no bit. n = 0 and Y = 0 (size 0) work.
+// - On a GPU, which is not waited for, the size of such a row is NaN instead of an error.
+// - Each row stands alone: chunks, threads, SIMD levels and the device change no bit. n = 0 and Y =
+// 0 (size 0) work.
 // - logits: float32, float64, float16 or bfloat16, contiguous.
 #pragma once
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
 
 namespace fastif {
@@ -32,5 +35,12 @@ struct BadRow {
 
 template <class T>
 BadRow curvature_sizes_cpu(const CurvatureSizes<T>& task, float* sizes, const Pool& pool);
+
+// sizes + floor, NaN for rows that cannot be used. Counts into skipped the rows without a softmax,
+// and lowers bad to the first row that cannot be used; both may be null.
+template <class T>
+void curvature_sizes_cuda(const CurvatureSizes<T>& task, float* sizes, const Gpu& gpu,
+                          float floor = 0, unsigned long long* skipped = nullptr,
+                          unsigned long long* bad = nullptr);
 
 }  // namespace fastif

@@ -12,19 +12,18 @@ Tensor curvature_sizes(const Tensor& logits, std::optional<Tensor> row_scale) {
   row_scale = check_row_scale(kOp, row_scale, n);
   const Tensor x = torch::stable::contiguous(logits);
   Tensor sizes = new_tensor(logits, {n}, ScalarType::Float);
-  check_rows(
-      kOp, dispatch_floating("curvature_sizes", x.scalar_type(), [&](auto t) {
-        using T = decltype(t);
-        return curvature_sizes_cpu(
-            CurvatureSizes<T>{data<T>(x), n, Y, row_scale ? data<double>(*row_scale) : nullptr},
-            mutable_data<float>(sizes), torch_pool());
-      }));
+  dispatch_floating("curvature_sizes", x.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const CurvatureSizes<T> task{data<T>(x), n, Y, row_scale ? data<double>(*row_scale) : nullptr};
+    float* out = mutable_data<float>(sizes);
+    run_on(
+        x, [&](const Pool& pool) { check_rows(kOp, curvature_sizes_cpu(task, out, pool)); },
+        [&](const auto& gpu) { curvature_sizes_cuda(task, out, gpu); });
+  });
   return sizes;
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("curvature_sizes", TORCH_BOX(&fastif::curvature_sizes));
-}
+FASTIF_REGISTER("curvature_sizes", fastif::curvature_sizes)

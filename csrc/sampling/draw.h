@@ -9,7 +9,7 @@
 //                                    may be called more than once for a row
 //   log_unit(y)                      bounds of class y are in units of exp(log_unit(y))
 //   log_size(tile, i, y)             log of the size, within accuracy(); -inf where it is 0
-//   log_key(candidate, y)            log size - log arrival, the definition itself
+//   log_key(candidate, y)            log size - log arrival, the definition itself (exact_math.h)
 //   accuracy()                       see log_size
 #pragma once
 
@@ -23,25 +23,13 @@
 #include <vector>
 
 #include "common/bottom_k.h"
+#include "common/exact_math.h"
 #include "common/parallel.h"
 #include "common/philox.h"
 #include "sampling/gate.h"
+#include "sampling/sample.h"
 
 namespace fastif {
-
-struct Draw {
-  int64_t classes;  // Y
-  int64_t k;
-  bool replacement;
-  uint64_t seed;
-  uint64_t row_offset;  // global id of row 0
-};
-
-struct Sample {
-  int64_t* rows;         // [Y, k] global ids, -1 padded
-  float* log_keys;       // [Y, k] descending, -inf padded
-  float* log_threshold;  // [Y]
-};
 
 constexpr int64_t kTileElements = 2048;
 constexpr int64_t kTaskElements = 1 << 16;
@@ -109,7 +97,7 @@ class DrawWorker {
     // No sample of k + 1 arrivals has more than k + 1 of one row.
     const int64_t arrivals = draw_.replacement ? draw_.k + 1 : 1;
     for (int64_t j = 1;; ++j) {
-      const double key = log_size - std::log(arrival);
+      const double key = log_size - exact_log(arrival);
       if (key < pools_[y].floor()) return;
       if (pools_[y].push({key, arrival, row})) update_limit(y);
       if (j == arrivals) return;

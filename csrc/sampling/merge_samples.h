@@ -8,12 +8,15 @@
 //
 // - Each sample is in the order that the operators give: log_keys descending, ties by row id, then
 //   (-1, -inf) where there are fewer than k.
+// - On a GPU, a sample that an error has left undefined (log_threshold NaN) makes the result so:
+//   rows -1, log_keys and log_threshold NaN.
 // - Also for one pool: [m], [m] and 0-dim thresholds. k = 0 and Y = 0 work.
 #pragma once
 
 #include <cstdint>
 
-#include "sampling/draw.h"
+#include "common/gpu.h"
+#include "sampling/sample.h"
 
 namespace fastif {
 
@@ -25,5 +28,7 @@ struct ConstSample {
 
 void merge_samples_cpu(const ConstSample& a, const ConstSample& b, int64_t classes, int64_t k,
                        const Sample& out);
+void merge_samples_cuda(const ConstSample& a, const ConstSample& b, int64_t classes, int64_t k,
+                        const Sample& out, const Gpu& gpu);
 
 }  // namespace fastif

@@ -32,14 +32,15 @@ std::tuple<Tensor, Tensor, Tensor> merge_samples(const Tensor& rows_a, const Ten
   const Tensor tb = check(log_threshold_b, ScalarType::Float, true);
   const SampleTensors out{torch::stable::empty_like(ra), torch::stable::empty_like(ka),
                           torch::stable::empty_like(ta)};
-  merge_samples_cpu({data<int64_t>(ra), data<float>(ka), data<float>(ta)},
-                    {data<int64_t>(rb), data<float>(kb), data<float>(tb)}, Y, k, out.data());
+  const ConstSample a{data<int64_t>(ra), data<float>(ka), data<float>(ta)};
+  const ConstSample b{data<int64_t>(rb), data<float>(kb), data<float>(tb)};
+  run_on(
+      ra, [&](const Pool&) { merge_samples_cpu(a, b, Y, k, out.data()); },
+      [&](const auto& gpu) { merge_samples_cuda(a, b, Y, k, out.data(), gpu); });
   return {out.rows, out.log_keys, out.log_threshold};
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("merge_samples", TORCH_BOX(&fastif::merge_samples));
-}
+FASTIF_REGISTER("merge_samples", fastif::merge_samples)

@@ -4,8 +4,8 @@
 #include <limits>
 #include <optional>
 
-#include "common/torch_op.h"
-#include "sampling/draw.h"
+#include "common/run_on.h"
+#include "sampling/sample.h"
 
 namespace fastif {
 

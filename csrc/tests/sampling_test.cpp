@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "common/numeric_types.h"
+#include "common/philox.h"
 #include "common/simd_levels.h"
 #include "sampling/bottom_k.h"
 #include "sampling/class_multinomial.h"
