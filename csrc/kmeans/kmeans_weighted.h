@@ -19,7 +19,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/exact_math.h"
 #include "common/gpu.h"
 #include "common/parallel.h"
 #include "common/philox.h"
@@ -37,7 +36,7 @@ struct KMeansWeighted {
 
 // The rank of a row. A root and a product are rounded alike everywhere.
 FASTIF_HOST_DEVICE inline double distance_rank(uint64_t seed, int64_t row, double sqdist) {
-  return -exact_log1p(-uniform(seed, uint64_t(row))) * std::sqrt(sqdist);
+  return exponential(uniform(seed, uint64_t(row))) * std::sqrt(sqdist);
 }
 
 template <class A>

@@ -1,0 +1,218 @@
+"""Inverse-Hessian-vector products: LiSSA and CG against what users would install instead.
+
+    pip install "pydvl[influence]" dattri curvlinops-for-pytorch
+    make bench ARGS="-k bench_lissa"
+
+Every solver gets the same model, subset of rows, damping and right-hand sides, and works to the
+same true residual |b - (H + damping) x| / |b| on every right-hand side. It is measured after the
+run by one operator for all: who does not reach it is not timed, and says so. Peers that have no
+tolerance, or one of another kind, are given as many iterations as ours took.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+import fastif_ext as fi
+from fastif_ext import datasets, models
+from fastif_ext.training import train, train_lbfgs
+
+ROWS, RIGHT_HAND_SIDES = 400, 8
+TOL = 1e-3
+SLACK = 1.5  # a residual this many times TOL still counts as reached
+
+
+@dataclass
+class System:
+    """(H + damping I) x = b on a subset."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    b: Tensor
+    damping: float
+    scale: float
+    iterations: dict[str, int]
+
+    def operator(self) -> fi.Hessian:
+        return fi.Hessian(self.model, cross_entropy, (self.x, self.y))
+
+    def residual(self, solution: Tensor) -> float:
+        r = self.b - self.operator() @ solution - self.damping * solution
+        return float((r.norm(dim=1) / self.b.norm(dim=1)).max())
+
+
+def logistic() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+    data = datasets.load("digits")
+    torch.manual_seed(0)
+    model = nn.Linear(64, 10, dtype=torch.float64)
+    train_lbfgs(model, *data.train.tensors, l2=1e-3)
+    return model, data.train, data.test
+
+
+def mlp() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+    data = datasets.load("digits")
+    model = models.build("mlp", seed=0, dtype=torch.float64)
+    train_lbfgs(model, *data.train.tensors, l2=1e-3)
+    return model, data.train, data.test
+
+
+def cnn() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+    try:
+        data = datasets.load("fashion-mnist")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    model = models.build("cnn", seed=0)
+    train(model, data.train, epochs=1)
+    return model, data.train, data.test
+
+
+MODELS = {"digits logistic": logistic, "digits MLP": mlp, "Fashion-MNIST CNN": cnn}
+
+
+@pytest.fixture(scope="module")
+def systems(device: str) -> Callable[[str], System]:
+    made: dict[str, System] = {}
+
+    def get(name: str) -> System:
+        if name not in made:
+            made[name] = _system(name, device)
+        return made[name]
+
+    return get
+
+
+def _system(name: str, device: str) -> System:
+    model, train_set, test_set = MODELS[name]()
+    model.to(device).eval()
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(train_set), generator=g)[:ROWS]
+    x, y = (t[rows].to(device) for t in train_set.tensors)
+    b = []
+    for i in range(RIGHT_HAND_SIDES):
+        loss = cross_entropy(
+            model(test_set.tensors[0][i : i + 1].to(device)),
+            test_set.tensors[1][i : i + 1].to(device),
+        )
+        b.append(nn.utils.parameters_to_vector(torch.autograd.grad(loss, [*model.parameters()])))
+    system = System(model, x, y, torch.stack(b), 0.0, 0.0, {})
+    found = fi.lissa(system.operator(), system.b, damping="auto", tol=TOL, max_iter=20_000)
+    system.damping, system.scale = found.damping, found.scale
+    system.iterations["lissa"] = found.iterations
+    system.iterations["cg"] = fi.cg(
+        system.operator(), system.b, damping=found.damping, tol=TOL
+    ).iterations
+    return system
+
+
+def lissa(s: System) -> Tensor:
+    return fi.lissa(s.operator(), s.b, damping=s.damping, scale=s.scale, tol=TOL, max_iter=20_000).x
+
+
+def cg(s: System) -> Tensor:
+    return fi.cg(s.operator(), s.b, damping=s.damping, tol=TOL).x
+
+
+def _pydvl(s: System):
+    operator = pytest.importorskip("pydvl.influence.torch.operator")
+    batch = pytest.importorskip("pydvl.influence.torch.batch_operation")
+    loader = DataLoader(TensorDataset(s.x, s.y), batch_size=len(s.x))
+    return operator, batch.HessianBatchOperation(s.model, cross_entropy), loader
+
+
+def pydvl_lissa(s: System) -> Tensor:
+    operator, product, loader = _pydvl(s)
+    solver = operator.LissaOperator(
+        product,
+        loader,
+        regularization=s.damping,
+        maxiter=s.iterations["lissa"],
+        scale=s.scale,
+        rtol=0.0,
+        warn_on_max_iteration=False,
+    )
+    return solver.apply(s.b)
+
+
+def pydvl_cg(s: System) -> Tensor:
+    operator, _, loader = _pydvl(s)
+    solver = operator.CgOperator(
+        operator.HessianOperator(s.model, cross_entropy, loader),
+        regularization=s.damping,
+        rtol=TOL,
+        atol=0.0,
+        use_block_cg=True,
+    )
+    return solver.apply(s.b)
+
+
+def dattri_cg(s: System) -> Tensor:
+    hessian = pytest.importorskip("dattri.func.hessian")
+    names = [n for n, _ in s.model.named_parameters()]
+    shapes = [p.shape for p in s.model.parameters()]
+    sizes = [p.numel() for p in s.model.parameters()]
+    flat = nn.utils.parameters_to_vector(s.model.parameters()).detach()
+
+    def loss(theta: Tensor) -> Tensor:
+        parts = [t.view(shape) for t, shape in zip(theta.split(sizes), shapes, strict=True)]
+        return cross_entropy(
+            functional_call(s.model, dict(zip(names, parts, strict=True)), (s.x,)), s.y
+        )
+
+    # Its tolerance is not used: it starts from b and makes as many steps as it is told.
+    steps = s.iterations["cg"] + 4
+    solve = hessian.ihvp_at_x_cg(loss, flat, max_iter=steps, regularization=s.damping)
+    return solve(s.b.clone())
+
+
+def curvlinops_cg(s: System) -> Tensor:
+    curvlinops = pytest.importorskip("curvlinops")
+    parameters = [*s.model.parameters()]
+    H = curvlinops.HessianLinearOperator(
+        s.model,
+        nn.CrossEntropyLoss(),
+        parameters,
+        [(s.x, s.y)],
+        check_deterministic=False,
+    )
+    identity = pytest.importorskip("curvlinops.examples").IdentityLinearOperator(
+        [p.shape for p in parameters], s.x.device, s.x.dtype
+    )
+    inverse = curvlinops.CGInverseLinearOperator(
+        H + s.damping * identity, tolerance=TOL, eps=0, max_iter=1000, max_tridiag_iter=0
+    )
+    return (inverse @ s.b.T).T
+
+
+SOLVERS = {
+    "fastif_ext, LiSSA": lissa,
+    "fastif_ext, CG": cg,
+    "pyDVL, LiSSA": pydvl_lissa,
+    "pyDVL block, CG": pydvl_cg,
+    "dattri, CG": dattri_cg,
+    "curvlinops, CG": curvlinops_cg,
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_ihvp(
+    name: str, model: str, systems: Callable[[str], System], timed: Callable[..., None]
+) -> None:
+    system = systems(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        residual = system.residual(SOLVERS[name](system).detach())
+        if not residual <= SLACK * TOL:
+            pytest.skip(f"{name} came to a residual of {residual:.1e}, not {TOL:.0e}")
+        R, p = system.b.shape
+        timed(f"iHVP {model} p={p} R={R}", lambda: SOLVERS[name](system))
