@@ -380,8 +380,8 @@ def features(found: list[Results]) -> str:
             conditions(r, "features"),
             f"Overhead: the pass for the extrinsic features took {r['extrinsic_seconds']:.0f} s, "
             f"for the model's own logits and features {r['intrinsic_seconds']:.2g} s (CPU "
-            "time, one thread). The draw is wall time, and clusters 1,280 columns where features are "
-            "extrinsic.",
+            "time, one thread). The draw is wall time; extrinsic features have 1,280 columns to "
+            "cluster.",
             table(
                 ["m", "sampler", "F1", "error of H_S v", "error of iHVP", "draw, s"],
                 rows,
