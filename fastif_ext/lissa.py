@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -166,7 +167,7 @@ class _Recursion:
         self.max_iter, self.resample, self.progress = max_iter, resample, progress
         self.tail = max_iter if average is None else max_iter - max(1, round(average * max_iter))
         norm = b.double().norm(dim=1)
-        self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
+        self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0).tolist()
 
     def __call__(self, scale: float) -> _Outcome | None:
         """The outcome; None where it diverges. Nothing waits for the device but a look."""
@@ -186,10 +187,10 @@ class _Recursion:
                 tail_count += 1
             if len(unread) < self.every and k + 1 < self.max_iter:
                 continue
-            for residual, finite in self._read(unread):
+            for residual in self._read(unread):
                 history.append(residual)
                 smallest = min(smallest, residual)
-                if not finite or residual > GROWTH * max(smallest, 1e-3):
+                if not residual <= GROWTH * max(smallest, 1e-3):  # or not finite
                     return None
             unread = []
             # The update was made with the residual of the iterate before it: h is better still.
@@ -197,12 +198,17 @@ class _Recursion:
                 break
         return (h if tail_sum is None else tail_sum / tail_count), len(history), history
 
-    def _read(self, steps: list[ops.LissaStep]) -> list[list[float]]:
-        """[largest relative residual, whether all is finite] of some steps, in one transfer."""
-        delta = torch.stack([step.delta_sq for step in steps])
-        finite = torch.stack([step.finite for step in steps]).all(1)
-        residual = (delta.sqrt() * self.inverse_norm).amax(1)
-        return torch.stack([residual, finite.to(residual)], 1).tolist()
+    def _read(self, steps: list[ops.LissaStep]) -> list[float]:
+        """The largest relative residual of some steps, in one transfer; NaN where h is not finite.
+
+        What is not finite in h is so in the change of h.
+        """
+        found = []
+        for row in torch.stack([step.delta_sq for step in steps]).tolist():
+            sound = all(map(math.isfinite, row))
+            residuals = (math.sqrt(d) * w for d, w in zip(row, self.inverse_norm, strict=True))
+            found.append(max(residuals) if sound else math.nan)
+        return found
 
 
 def _products(operator: Any, h: Tensor) -> list[Tensor]:
