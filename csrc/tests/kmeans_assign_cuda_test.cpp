@@ -209,23 +209,23 @@ void check_scores(const Data<T>& data, int shift, double relative_error) {
 
 template <class T>
 void check_simt() {
-  for (int64_t K : {1, 2, 5, 65, 129}) {
+  for (int64_t K : {1, 5, 129}) {
     check(spoiled(normal_data<T>(1, 1, K)), kSimt);
     check(spoiled(normal_data<T>(131, 13, K)), kSimt);
   }
   check(spoiled(normal_data<T>(0, 3, 2)), kSimt);
   check(spoiled(normal_data<T>(7, 0, 3)), kSimt);
   check(spoiled(normal_data<T>(70, 64, 9)), kSimt, 1);
-  check(grid<T>(90, 3, 40, 3), kSimt);
+  check(grid<T>(40, 3, 40, 3), kSimt);
 }
 
 template <class T>
 void check_tensor() {
-  for (int64_t d : {1, 8, 31, 64, 70}) check(spoiled(normal_data<T>(9, d, 5)), kTensor, d % 3);
+  for (int64_t d : {1, 31, 70}) check(spoiled(normal_data<T>(9, d, 5)), kTensor, d % 3);
   check(spoiled(normal_data<T>(1, 16, 129)), kTensor);
   check(spoiled(normal_data<T>(260, 36, 129)), kTensor);
   check(spoiled(normal_data<T>(20, 0, 3)), kTensor);
-  check(grid<T>(60, 3, 40, 3), kTensor);
+  check(grid<T>(30, 3, 40, 3), kTensor);
   check(near_ties<T>(60, 33, 12, 1e-3), kTensor);
   check(normal_data<T>(20, 21, 16, 1, 1000), kTensor);
 }
@@ -254,8 +254,8 @@ int main() {
   check_simt<BFloat16>();
   std::puts("simt");
   for (double distance : {0.0, 1e-6, 1e-3}) {
-    check(near_ties<float>(100, 33, 12, distance), kSimt);
-    check(near_ties<double>(100, 33, 12, distance * 1e-9), kSimt);
+    check(near_ties<float>(60, 33, 12, distance), kSimt);
+    check(near_ties<double>(60, 33, 12, distance * 1e-9), kSimt);
     check(near_ties<float>(60, 33, 12, distance), kTensor);
   }
   for (double scale : {1e30, 1e19, 1e-20, 1e-30, 1e-44}) {
