@@ -108,6 +108,8 @@ class Assign {
   }
 
   const Centroids<A>& centroids() const { return centroids_; }
+  // How many rows each stage left open; in the GPU's memory.
+  const unsigned long long* left_open() const { return counts_; }
 
  private:
   static constexpr RowList kAllRows{nullptr, nullptr};
