@@ -310,7 +310,7 @@ int main() {
   check(normal_data<float>(40, 12, 6, 1, 1e5), kSimt);
   check(normal_data<float>(40, 12, 6, 1, 1e5), kTensor);
   check(normal_data<double>(40, 12, 6, 1e300), kSimt);
-  check(grid<float>(60, 3, 12, 2), kSimt, 0, true);
+  check(grid<float>(60, 3, 16, 3), kSimt, 0, true);
   check_lists(300, 40);
   check_lists(700, 140);
   for (Kernel kernel : {kSimt, kTensor}) {
