@@ -122,10 +122,11 @@ __device__ __forceinline__ RowFacts<A> row_facts(const T* x, const A* c, const A
 // A bound on the error of every score of a row; inf where a score may have overflowed.
 //
 // With x' = x - m and c' exact, scored as a = x' + e and b = c' + f, the product's error is
-// e.c' + a.f <= |e||c'| + |a||f|, before the rounding of the sum itself: one of a chain of dim
-// multiply-adds, at most dim u |a||b|; or on the tensor cores, which align the 8 products (or 16:
-// two times 8) and the sum to the largest of them and cut off below its 24 bits, at most 10 units
-// of 2u for 8 columns. The seed, and the sum with it, are rounded once more each. Products that
+// e.c' + a.f <= |e||c'| + |a||f|, before the rounding of the sum itself. A chain of dim
+// multiply-adds adds at most dim u |a||b|. Tensor cores align the products of 4 columns or more and
+// the sum to the largest of them and cut off what is below its 24 bits (undocumented; measured by
+// Fasi et al. 2021, doi.org/10.7717/peerj-cs.330): at most 6 units of 2u, for 5 terms and their
+// sum, to 4 columns. The seed, and the sum with it, are rounded once more each. Products that
 // underflow lose up to the smallest normal number each. 1 % on top covers terms of order u^2 and
 // float64's own rounding.
 template <bool kTensor, class A>
@@ -140,7 +141,7 @@ __device__ __forceinline__ double score_error(const RowFacts<A>& facts,
   const double lost = std::sqrt(double(facts.lost_sq)) * slack + floor + u * norm;
   const double lost_c = kTensor ? centroids.largest_loss() : u * C;
   const double product = norm * (C + lost_c);
-  const double chain = kTensor ? (2.5 * dim + 32) * u : (dim + 8) * u;
+  const double chain = kTensor ? (3 * dim + 32) * u : (dim + 8) * u;
   const double error = 1.01 * (lost * C + norm * lost_c + (chain + 2 * u) * product +
                                2 * u * C * C + (dim + 1) * least);
   const bool overflow = !(product + C * C < double(std::numeric_limits<A>::max()) / 8);

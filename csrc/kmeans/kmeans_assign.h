@@ -6,10 +6,10 @@
 //
 // - Labels are exact: the centroid whose distance is least when computed from the given values in
 //   float64; the lowest index among equals. Scores x.c - |c|^2/2 are computed on data from which
-//   the mean of the centroids was subtracted: in x's precision (float32 for halves), on a GPU in
-//   TF32, float16 or bfloat16 on its tensor cores first. A row whose two best scores lie closer
-//   than the proven rounding error of a score is settled in float64. So labels do not depend on the
-//   instruction set, the device, an offset common to the data, or overflow.
+//   the mean of the centroids was subtracted: in x's precision (float32 for halves), on a GPU first
+//   on its tensor cores, in TF32 or, for halves, float16. A row whose two best scores lie closer
+//   than a bound on the rounding error of a score is settled in float64. So labels do not depend on
+//   the instruction set, the device, an offset common to the data, or overflow.
 // - sqdist is sum((x - c)^2) for that centroid, summed directly, never |x|^2 - 2xc + |c|^2, in
 //   float32, or float64 for float64 x. It is inf where it overflows. The CPU and a GPU sum in
 //   different orders, each in a fixed one.

@@ -61,7 +61,7 @@ class Assign {
         if (!task_.exact) return settle_labels(open);
         // The rows left open are scored again with float's smaller errors.
         const RowList still_open = new_list(1);
-        certify_labels<false>(score_plainly(open), true, open, still_open);
+        certify_labels<false>(score_plainly(open, scores), true, open, still_open);
         return settle_labels(still_open);
       }
     }
@@ -96,16 +96,20 @@ class Assign {
     score_simt_on(unsigned(row_tiles * scores.shares.count), kAllRows, scores);
     return scores;
   }
-  Scores score_plainly(RowList list) {
+  // The rows of a list, in the memory of scores that are no longer needed if it is large enough.
+  Scores score_plainly(RowList list, const Scores& old) {
     // Shares of a list have at_once row tiles in all, unless there is but one share.
     const int64_t most = std::max(task_.rows, blocks_at_once() * Simt<A>::kTile);
+    const bool fits = old.shares.count * task_.rows >= most;
     const Scores scores{{0, simt_tiles(), blocks_at_once()},
-                        gpu_.template scratch<TopThree<A>>(most)};
+                        fits ? old.found : gpu_.template scratch<TopThree<A>>(most)};
     score_simt_on(unsigned(blocks_at_once()), list, scores);
     return scores;
   }
 
   const Centroids<A>& centroids() const { return centroids_; }
+  // How many rows each stage left open; in the GPU's memory.
+  const unsigned long long* left_open() const { return counts_; }
 
  private:
   static constexpr RowList kAllRows{nullptr, nullptr};

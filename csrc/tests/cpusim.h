@@ -249,7 +249,7 @@ inline void run_block(size_t threads, const std::vector<char*>& stacks, std::mt1
   unsigned awake = ~0u;  // by warp
   while (true) {
     if (machine.order >= 2) std::shuffle(order.begin(), order.end(), engine);
-    if (machine.order >= 3 && engine() % 16 == 0) awake = unsigned(engine());
+    if (machine.order >= 3 && engine() % 64 == 0) awake = unsigned(engine());
     bool ran = false;
     size_t done = 0;
     for (unsigned i : order) {

@@ -50,7 +50,7 @@ def kmeans_assign(
 
     Labels are exact: the centroid at the least distance as computed in float64 from the given
     values, the lowest index among equals. The work is done on centred data in x's precision
-    (float32 for half types) or, on a GPU, in TF32, float16 or bfloat16 by its tensor cores, and
+    (float32 for half types) or, on a GPU's tensor cores, in TF32 (float16 for half types), and
     rows whose two best centroids are too close for that to be certain are settled in float64.
     Nothing of size n x K is stored; threads, chunks of rows and the device change no label.
 
@@ -60,8 +60,8 @@ def kmeans_assign(
             inf is never chosen.
         precision: "auto" and "fp32" compute as stated above; torch's own TF32 switch does not
             matter. "tf32" is the same on the CPU; on a GPU it takes the label that the tensor cores
-            find best, in TF32 or x's half type, which saves a few percent of the time. Distances
-            are those to the label's centroid, summed in float32, in any case.
+            find best, which saves a few percent of the time. Distances are those to the label's
+            centroid, summed in float32, in any case.
 
     Returns:
         labels, int64 [n], and sqdist, float32 [n] (float64 for float64 x): sum((x - c)^2), summed
