@@ -128,18 +128,18 @@ def _relocate_empty(
 
 
 def _integer_cumsum(mass: Tensor) -> Tensor:
-    """The cumulative sum in units of about max(mass) n / 2^62.
+    """The cumulative sum in units of max(mass) n / 2^62, int64.
 
     A GPU adds floating-point numbers in another order from call to call; integers do not mind.
     """
-    _, exponent = torch.frexp(mass.max() * len(mass))
-    return (mass * torch.exp2((62 - exponent).double())).long().cumsum(0)
+    share = mass / mass.amax().clamp(min=1e-300)
+    return (share * (2.0**62 / len(mass))).long().cumsum(0)
 
 
 def _draw_rows(mass: Tensor, uniform: Tensor) -> Tensor:
     """A row for each uniform number, with probabilities proportional to mass (float64 [n])."""
     # On the CPU the sum of one dimension is serial.
-    cumulative = _integer_cumsum(mass) if mass.is_cuda else mass.cumsum(0)
+    cumulative = mass.cumsum(0) if mass.device.type == "cpu" else _integer_cumsum(mass)
     position = (uniform * cumulative[-1]).to(cumulative.dtype)
     return torch.searchsorted(cumulative, position, right=True).clamp_(max=len(mass) - 1)
 

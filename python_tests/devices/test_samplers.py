@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
 from fastif_ext import device as device_module
-from fastif_ext.lloyd import _draw_rows, _whole_cumsum
+from fastif_ext.lloyd import _draw_rows, _integer_cumsum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,19 +184,17 @@ def test_whole_cumulative_sums(scale: float) -> None:
     """2^-62 n of the largest is far below what a draw can tell apart."""
     mass = scale * torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mass[::3] = 0
-    whole = _whole_cumsum(mass)
+    whole = _integer_cumsum(mass)
     torch.testing.assert_close(whole.double() / whole[-1], mass.cumsum(0) / mass.sum())
     assert (whole.diff() == 0)[mass[1:] == 0].all()
-    assert not _whole_cumsum(torch.zeros(5, dtype=torch.float64)).any()
+    assert not _integer_cumsum(torch.zeros(5, dtype=torch.float64)).any()
 
 
 def test_draws_agree_between_devices(place: str) -> None:
     mass = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mass[::2] = 0
-    draws = [
-        _draw_rows(mass.to(where), 2000, torch.Generator().manual_seed(1)).cpu()
-        for where in ("cpu", place)
-    ]
+    uniform = torch.rand(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draws = [_draw_rows(mass.to(w), uniform.to(w)).cpu() for w in ("cpu", place)]
     assert torch.equal(*draws)
     assert (draws[1] % 2 == 1).all()
 
