@@ -21,10 +21,12 @@ def remove(place: str, folder: Path) -> dict[str, float]:
     return json.loads(report.read_text())
 
 
-def test_remove_class(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = remove(device, tmp_path)
+def test_remove_class(
+    device: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = remove(device.type, tmp_path)
     assert figures["after"]["f1"] > 0.9
-    assert figures["peak_of"] == device
+    assert figures["peak_of"] == device.type
     assert f"rows of digits on {device}" in capsys.readouterr().out
     # edited weights are read on any device
     command = f"diagnose --data digits --class 3 --seeds 2 --quiet --device {device}"
