@@ -56,9 +56,9 @@ native-test:
 # Compiles and links every CUDA kernel for three generations, without a GPU or a CUDA torch; fails
 # where registers spill.
 cuda-check:
-	cmake -S . -B build/native -DFASTIF_CUDA=ON
-	cmake --build build/native --parallel $$(nproc) --target fastif_cuda
-	.ci/cuda_report build/native/cuda/sm_*
+	cmake -S . -B build/cuda -DFASTIF_CUDA=ON
+	cmake --build build/cuda --parallel $$(nproc) --target fastif_cuda
+	.ci/cuda_report build/cuda/sm_*
 
 bench: install
 	mkdir -p build/bench

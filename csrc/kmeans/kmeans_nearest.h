@@ -6,8 +6,7 @@
 // - Ascending by (sqdist, row): ties go to the lower row.
 // - A cluster of fewer than k rows is padded with index -1 and distance inf. k = 0 works.
 // - Threads change no bit. Given the same labels and distances the CPU and a GPU give the same
-// bits;
-//   but kmeans_assign's distances agree to rounding, and rows so close may change places.
+//   bits; but kmeans_assign's distances agree to rounding, and rows so close may change places.
 // - On a GPU n and K are below 2^32 - 1, and it takes up to 32 bytes of scratch memory a row.
 #pragma once
 

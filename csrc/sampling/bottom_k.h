@@ -12,10 +12,13 @@
 //   names the line. Never a zero weight. k may exceed n; n = 0 and R = 0 work. n has no limit.
 // - Chunks along n, merged with merge_samples, give the sample of the whole; threads and task order
 //   change no bit. Extra memory O(threads * k * R).
+// - The sample of a GPU is the CPU's, bit for bit. It is not waited for: after an invalid weight
+//   all rows are -1, log_keys and log_threshold NaN, and require_k is for the caller to check.
 #pragma once
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
 #include "sampling/sample.h"
 
@@ -32,5 +35,8 @@ struct Weights {
 template <class T>
 int64_t bottom_k_cpu(const Weights<T>& weights, const Draw& draw, const Sample& out,
                      const Pool& pool);
+
+template <class T>
+void bottom_k_cuda(const Weights<T>& weights, const Draw& draw, const Sample& out, const Gpu& gpu);
 
 }  // namespace fastif

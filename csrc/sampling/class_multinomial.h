@@ -15,9 +15,8 @@
 // - logits: float32, float64, float16 or bfloat16, contiguous.
 // - On a GPU, which is not waited for, rows are -1 and log_keys and log_threshold NaN after such an
 //   error, and skipped is -(1 + the row). The sample is the CPU's, bit for bit.
-// - Extra memory O(threads * k * Y); on a GPU (72 k + 4096) Y bytes (up to twice that for k > 300),
-// and
-//   16 n for Y > 4096.
+// - Extra memory O(threads * k * Y); on a GPU (72 k + 4096) Y bytes (up to twice that for
+//   k > 300), and 16 n for Y > 4096.
 #pragma once
 
 #include <cstdint>

@@ -18,20 +18,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_multinomial(const Tensor& logit
   const SampleTensors out{new_tensor(logits, {Y, k}, ScalarType::Long),
                           new_tensor(logits, {Y, k}, ScalarType::Float),
                           new_tensor(logits, {Y}, ScalarType::Float)};
-  Tensor skipped = zero_count(logits);
-  const int64_t infinite = dispatch_floating("class_multinomial", x.scalar_type(), [&](auto t) {
+  Tensor skipped = new_tensor(logits, {1}, ScalarType::Long);
+  dispatch_floating("class_multinomial", x.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    return class_multinomial_cpu(data<T>(x), n, draw, out.data(), mutable_data<int64_t>(skipped),
-                                 torch_pool());
+    int64_t* count = mutable_data<int64_t>(skipped);
+    run_on(
+        x,
+        [&](const Pool& pool) {
+          const int64_t bad = class_multinomial_cpu(data<T>(x), n, draw, out.data(), count, pool);
+          STD_TORCH_CHECK(bad < 0, kOp, ": logits has +inf in row ", bad,
+                          "; clamp the logits or repair the model that made them");
+        },
+        [&](const auto& gpu) {
+          class_multinomial_cuda(data<T>(x), n, draw, out.data(), count, gpu);
+        });
   });
-  STD_TORCH_CHECK(infinite < 0, kOp, ": logits has +inf in row ", infinite,
-                  "; clamp the logits or repair the model that made them");
   return {out.rows, out.log_keys, out.log_threshold, skipped};
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("class_multinomial", TORCH_BOX(&fastif::class_multinomial));
-}
+FASTIF_REGISTER("class_multinomial", fastif::class_multinomial)

@@ -8,11 +8,14 @@
 //   chunk, so that samples of chunks stay mergeable.
 // - skipped counts the rows with NaN, or of nothing but -inf. Their curvature is 0: with a positive
 //   floor they can be drawn all the same.
+// - The sample of a GPU is the CPU's, bit for bit. It holds f, 4 n bytes. It is not waited for:
+//   after an error rows are -1, log_keys and log_threshold NaN, and skipped is -(1 + the row).
 // - Errors are those of curvature_sizes. Padding, n = 0, chunks, threads: as in bottom_k.
 #pragma once
 
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/parallel.h"
 #include "sampling/curvature_sizes.h"
 #include "sampling/sample.h"
@@ -23,5 +26,9 @@ namespace fastif {
 template <class T>
 BadRow curvature_multinomial_cpu(const CurvatureSizes<T>& task, float floor, const Draw& draw,
                                  const Sample& out, int64_t* skipped, const Pool& pool);
+
+template <class T>
+void curvature_multinomial_cuda(const CurvatureSizes<T>& task, float floor, const Draw& draw,
+                                const Sample& out, int64_t* skipped, const Gpu& gpu);
 
 }  // namespace fastif

@@ -23,20 +23,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> curvature_multinomial(const Tensor& l
   const SampleTensors out{new_tensor(logits, {m}, ScalarType::Long),
                           new_tensor(logits, {m}, ScalarType::Float),
                           new_tensor(logits, {}, ScalarType::Float)};
-  Tensor skipped = zero_count(logits);
-  check_rows(
-      kOp, dispatch_floating("curvature_multinomial", x.scalar_type(), [&](auto t) {
-        using T = decltype(t);
-        return curvature_multinomial_cpu(
-            CurvatureSizes<T>{data<T>(x), n, Y, row_scale ? data<double>(*row_scale) : nullptr},
-            float(floor), draw, out.data(), mutable_data<int64_t>(skipped), torch_pool());
-      }));
+  Tensor skipped = new_tensor(logits, {1}, ScalarType::Long);
+  dispatch_floating("curvature_multinomial", x.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const CurvatureSizes<T> task{data<T>(x), n, Y, row_scale ? data<double>(*row_scale) : nullptr};
+    int64_t* count = mutable_data<int64_t>(skipped);
+    run_on(
+        x,
+        [&](const Pool& pool) {
+          check_rows(kOp,
+                     curvature_multinomial_cpu(task, float(floor), draw, out.data(), count, pool));
+        },
+        [&](const auto& gpu) {
+          curvature_multinomial_cuda(task, float(floor), draw, out.data(), count, gpu);
+        });
+  });
   return {out.rows, out.log_keys, out.log_threshold, skipped};
 }
 
 }  // namespace
 }  // namespace fastif
 
-STABLE_TORCH_LIBRARY_IMPL(fastif_ext, CPU, m) {
-  m.impl("curvature_multinomial", TORCH_BOX(&fastif::curvature_multinomial));
-}
+FASTIF_REGISTER("curvature_multinomial", fastif::curvature_multinomial)

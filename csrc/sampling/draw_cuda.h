@@ -26,7 +26,7 @@ struct DrawOutput {
 
 // One block to a class: writes its sample, or opens it to the fallback. What makes a draw undefined
 // leaves rows -1, log_keys and log_threshold NaN, and skipped -(1 + bad).
-__global__ void __launch_bounds__(kDrawThreads)
+static __global__ void __launch_bounds__(kDrawThreads)
     finish_classes(DrawState state, DrawSelect select, DrawOutput out, bool again, bool sorted) {
   if (again && *select.open == 0) return;
   __shared__ uint32_t codes[kSortChunk];

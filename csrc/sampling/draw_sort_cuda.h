@@ -48,7 +48,7 @@ __device__ __forceinline__ int64_t sort_length(const DrawState& state, int64_t y
 
 // One block to a chunk: steps that stay within it. `fresh`: fills up what is past the last
 // candidate first.
-__global__ void __launch_bounds__(kDrawThreads)
+static __global__ void __launch_bounds__(kDrawThreads)
     sort_chunks(DrawState state, int64_t first_size, int64_t last_size, bool fresh) {
   __shared__ uint32_t code[kSortChunk];
   __shared__ unsigned long long row[kSortChunk];
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kDrawThreads)
 }
 
 // One step of a distance that spans chunks.
-__global__ void __launch_bounds__(kDrawThreads)
+static __global__ void __launch_bounds__(kDrawThreads)
     sort_across(DrawState state, int64_t size, int64_t distance) {
   const int64_t half = state.capacity / 2;
   for (int64_t item = blockIdx.x * int64_t(kDrawThreads) + threadIdx.x; item < state.classes * half;

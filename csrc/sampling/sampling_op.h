@@ -33,12 +33,6 @@ struct SampleTensors {
   }
 };
 
-inline Tensor zero_count(const Tensor& like) {
-  Tensor count = new_tensor(like, {1}, ScalarType::Long);
-  *mutable_data<int64_t>(count) = 0;
-  return count;
-}
-
 inline std::optional<Tensor> check_row_scale(const char* op, std::optional<Tensor> row_scale,
                                              int64_t n) {
   if (!row_scale) return row_scale;

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastif_ext.ops._check import (
+    can_read,
     check_count,
     check_no_grad,
     check_same_device,
@@ -13,6 +14,7 @@ from fastif_ext.ops._check import (
     draw_seed,
     shape,
 )
+from fastif_ext.ops._marks import check_enough, check_logits, check_sizes, check_weights
 from fastif_ext.ops.sample import ClassSample, empty_sample
 
 
@@ -48,7 +50,9 @@ def class_multinomial(
 
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
-        RuntimeError: +inf in logits (names the row), or logits requires grad in grad mode.
+        RuntimeError: +inf in logits (names the row), or logits requires grad in grad mode. On a GPU
+            looking for the former waits for the kernel; under torch.compile and while a CUDA graph
+            is captured, rows are -1, keys NaN and skipped -(1 + row) instead.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -63,9 +67,12 @@ def class_multinomial(
     check_same_device(op, logits=logits)
     check_no_grad(op, logits=logits)
     seed = draw_seed(op, seed, generator)
-    return ClassSample(
+    sample = ClassSample(
         *torch.ops.fastif_ext.class_multinomial(logits, k, replacement, seed, row_offset)
     )
+    if logits.is_cuda and can_read(logits):
+        check_logits(op, logits, sample.skipped)
+    return sample
 
 
 def bottom_k(
@@ -96,7 +103,8 @@ def bottom_k(
 
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
-        RuntimeError: a negative, NaN or infinite weight (names it), or weights requires grad.
+        RuntimeError: a negative, NaN or infinite weight (names it), or weights requires grad. On a
+            GPU, as in class_multinomial, rows are -1 and keys NaN where it cannot wait.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -113,6 +121,8 @@ def bottom_k(
     rows, log_keys, log_threshold = torch.ops.fastif_ext.bottom_k(
         lines, k, replacement, seed, row_offset
     )
+    if weights.is_cuda and can_read(weights):
+        check_weights(op, lines, log_threshold)
     if weights.dim() == 1:
         rows, log_keys, log_threshold = rows[0], log_keys[0], log_threshold[0]
     return ClassSample(rows, log_keys, log_threshold, rows.new_zeros(1))
@@ -134,6 +144,7 @@ def curvature_sizes(logits: Tensor, *, row_scale: Tensor | None = None) -> Tenso
     Raises:
         TypeError, ValueError: a shape or dtype that does not fit; the message names it.
         RuntimeError: +inf in logits or a bad row_scale (names the row), or an input requires grad.
+            On a GPU, as in class_multinomial, such a row has size NaN where it cannot wait.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -142,7 +153,10 @@ def curvature_sizes(logits: Tensor, *, row_scale: Tensor | None = None) -> Tenso
     """
     op = "curvature_sizes"
     row_scale = _check_curvature(op, logits, row_scale)
-    return torch.ops.fastif_ext.curvature_sizes(logits, row_scale)
+    sizes: Tensor = torch.ops.fastif_ext.curvature_sizes(logits, row_scale)
+    if logits.is_cuda and can_read(logits):
+        check_sizes(op, logits, sizes)
+    return sizes
 
 
 def curvature_multinomial(
@@ -177,6 +191,7 @@ def curvature_multinomial(
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
         RuntimeError: +inf in logits or a bad row_scale (names the row), or an input requires grad.
+            On a GPU as in class_multinomial.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -190,9 +205,12 @@ def curvature_multinomial(
     if not 0 <= floor < float("inf"):
         raise ValueError(f"{op}: floor must be finite and not negative, got {floor}")
     seed = draw_seed(op, seed, generator)
-    return ClassSample(
+    sample = ClassSample(
         *torch.ops.fastif_ext.curvature_multinomial(logits, m, seed, row_offset, row_scale, floor)
     )
+    if logits.is_cuda and can_read(logits):
+        check_logits(op, logits, sample.skipped)
+    return sample
 
 
 def multinomial(
@@ -223,7 +241,8 @@ def multinomial(
 
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; the message names it.
-        RuntimeError: a negative, NaN or infinite weight; a line with too few positive weights.
+        RuntimeError: a negative, NaN or infinite weight; a line with too few positive weights. On a
+            GPU rows are -1 instead where it cannot wait, as in class_multinomial.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -242,7 +261,12 @@ def multinomial(
     check_no_grad(op, input=input)
     seed = draw_seed(op, seed, generator)
     lines = input if input.dim() == 2 else input.unsqueeze(0)
-    rows, _, _ = torch.ops.fastif_ext.bottom_k(lines, num_samples, replacement, seed, 0, True)
+    rows, _, log_threshold = torch.ops.fastif_ext.bottom_k(
+        lines, num_samples, replacement, seed, 0, True
+    )
+    if input.is_cuda and can_read(input):
+        check_weights("bottom_k", lines, log_threshold)
+        check_enough(rows)
     return rows if input.dim() == 2 else rows[0]
 
 
