@@ -1,4 +1,4 @@
-"""Sampling on a GPU: the CPU's rows and keys bit for bit, its errors, and what only a GPU can show."""
+"""Sampling on a GPU: the CPU's rows and keys bit for bit, its errors, streams, graphs, size."""
 
 from __future__ import annotations
 
