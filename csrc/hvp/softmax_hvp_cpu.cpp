@@ -4,11 +4,13 @@
 #include "common/clones.h"
 #include "common/simd.h"
 #include "hvp/softmax_hvp.h"
+#include "hvp/softmax_rows.h"
 
 namespace fastif {
 namespace {
 
 constexpr int64_t kTaskElements = 1 << 15;
+constexpr int kNarrowClasses = 16;  // the first for wide_rows
 
 // Rows begin ... end - 1 of one right-hand side, C at least the number of lanes. A last vector that
 // overlaps the one before it is computed twice and counted once. `offset` is not null.
@@ -36,34 +38,22 @@ FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* 
   }
 }
 
-// The same for rows shorter than a vector: kLanes rows at a time, turned so that lanes run over
-// rows.
 template <class T>
-FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>* offset,
-                               const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t classes,
-                               int64_t row_stride, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
-  using V = typename Simd<T>::vector;
-  constexpr int64_t kLanes = Simd<T>::lanes;
-  A p[kLanes * kLanes], x[kLanes * kLanes];
-  for (int64_t i = begin; i < end; i += kLanes) {
-    const int64_t rows = std::min(kLanes, end - i);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < classes; ++c) {
-        p[c * kLanes + r] = to_float(probs[(i + r) * classes + c]);
-        x[c * kLanes + r] = to_float(z[(i + r) * row_stride + c]) + offset[c];
-      }
-    }
-    A w[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r)
-      w[r] = weight == nullptr || r >= rows ? A(1) : weight[i + r];
-    V dot{};
-    for (int64_t c = 0; c < classes; ++c) dot += load(p + c * kLanes) * load(x + c * kLanes);
-    const V scale = load(w);
-    for (int64_t c = 0; c < classes; ++c)
-      store(x + c * kLanes, scale * (load(p + c * kLanes) * (load(x + c * kLanes) - dot)));
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < classes; ++c) u[(i + r) * row_stride + c] = x[c * kLanes + r];
+using RowsFunction = decltype(&wide_rows<T>);
+
+// The function for rows of `classes` classes, which is at least 1.
+template <class T, int kClasses = 1>
+RowsFunction<T> rows_function(int64_t classes) {
+  if constexpr (kClasses < kNarrowClasses) {
+    if (classes > kClasses) return rows_function<T, kClasses + 1>(classes);
+    return
+        [](const T* probs, const T* z, const accumulate_t<T>* offset, const accumulate_t<T>* weight,
+           accumulate_t<T>* u, int64_t, int64_t row_stride, int64_t begin, int64_t end) {
+          narrow::rows(narrow::Classes<kClasses>{}, probs, z, offset, weight, u, row_stride, begin,
+                       end);
+        };
+  } else {
+    return wide_rows<T>;
   }
 }
 
@@ -71,7 +61,7 @@ FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>
 
 template <class T>
 void softmax_hvp_rows(const SoftmaxHvp<T>& task, int64_t begin, int64_t end) {
-  const auto rows = task.classes < Simd<T>::lanes ? narrow_rows<T> : wide_rows<T>;
+  const auto rows = rows_function<T>(task.classes);
   const std::vector<accumulate_t<T>> none(task.offset == nullptr ? task.classes : 0);
   for (int64_t r = 0; r < task.right_hand_sides; ++r) {
     rows(task.probs, task.z + r * task.rhs_stride,
