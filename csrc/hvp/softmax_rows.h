@@ -15,14 +15,6 @@
 
 namespace fastif {
 
-template <class L, class T>
-FASTIF_INLINE auto load_lanes(const T* p) {
-  if constexpr (sizeof(T) == 8)
-    return load_f64<L>(p);
-  else
-    return load_f32<L>(p);
-}
-
 namespace narrow {
 
 template <int kClasses>
@@ -73,7 +65,7 @@ FASTIF_INLINE V window_sum(V v) {
 template <class L, class T, int C, int kRows_>
 struct Group {
   using A = accumulate_t<T>;
-  using V = decltype(load_lanes<L>(static_cast<const A*>(nullptr)));
+  using V = lanes_t<L, A>;
   static constexpr int kLanes = L::width / int(sizeof(A));
   static constexpr int kVectors = (C + kLanes - 1) / kLanes;
   static constexpr int kElements = kVectors * kLanes;  // read from each of probs and z
