@@ -15,6 +15,16 @@
 
 namespace fastif {
 
+// Rows begin ... end - 1 of one right-hand side.
+template <class T>
+struct SoftmaxRows {
+  const T *probs, *z;
+  const accumulate_t<T>* offset;  // not null
+  const accumulate_t<T>* weight;  // or null
+  accumulate_t<T>* u;
+  int64_t classes, row_stride, begin, end;
+};
+
 namespace narrow {
 
 template <int kClasses>
@@ -94,55 +104,49 @@ struct Group {
   }
 };
 
-// Rows begin ... end - 1 of one right-hand side. `offset` is not null.
 template <class L, class G, class T, int C>
-FASTIF_INLINE void rows_of_group(const T* probs, const T* z, const accumulate_t<T>* offset,
-                                 const accumulate_t<T>* weight, accumulate_t<T>* u,
-                                 int64_t row_stride, int64_t begin, int64_t end) {
+FASTIF_INLINE void rows_of_group(const SoftmaxRows<T>& rows) {
   using A = accumulate_t<T>;
   using V = typename G::V;
   A lanes[G::kElements] = {};
-  for (int c = 0; c < G::kRows * C; ++c) lanes[c] = offset[c % C];
+  for (int c = 0; c < G::kRows * C; ++c) lanes[c] = rows.offset[c % C];
   V shift[G::kVectors], out[G::kVectors];
   std::memcpy(shift, lanes, sizeof(shift));
 
   // Whole vectors may be read from row i where they end within the last row.
   const int64_t spare = std::max<int64_t>(G::kElements - C, 0);
   const int64_t whole =
-      end - std::max(1 + ceil_div(spare, C), int64_t{G::kRows > 1 ? G::kLanes : 1});
-  int64_t i = begin;
+      rows.end - std::max(1 + ceil_div(spare, C), int64_t{G::kRows > 1 ? G::kLanes : 1});
+  int64_t i = rows.begin;
   for (; i <= whole; i += G::kRows) {
     V w = V{} + 1;
-    if (weight != nullptr) {
+    if (rows.weight != nullptr) {
       if constexpr (G::kRows > 1) {
-        const V next = load_lanes<L>(weight + i);
+        const V next = load_lanes<L>(rows.weight + i);
         w = picked<Row<G::kLanes, C>>(next, next);
       } else {
-        w = V{} + weight[i];
+        w = V{} + rows.weight[i];
       }
     }
-    G::hvp(probs + i * C, z + i * row_stride, shift, w, out);
-    G::store(u + i * row_stride, out);
+    G::hvp(rows.probs + i * C, rows.z + i * rows.row_stride, shift, w, out);
+    G::store(rows.u + i * rows.row_stride, out);
   }
-  for (; i < end; ++i) {
+  for (; i < rows.end; ++i) {
     T p[G::kElements] = {}, x[G::kElements] = {};
-    std::memcpy(p, probs + i * C, C * sizeof(T));
-    std::memcpy(x, z + i * row_stride, C * sizeof(T));
-    G::hvp(p, x, shift, V{} + (weight == nullptr ? A(1) : weight[i]), out);
-    std::memcpy(u + i * row_stride, out, C * sizeof(A));
+    std::memcpy(p, rows.probs + i * C, C * sizeof(T));
+    std::memcpy(x, rows.z + i * rows.row_stride, C * sizeof(T));
+    G::hvp(p, x, shift, V{} + (rows.weight == nullptr ? A(1) : rows.weight[i]), out);
+    std::memcpy(rows.u + i * rows.row_stride, out, C * sizeof(A));
   }
 }
 
-template <class L, class T, int C>
-FASTIF_INLINE void rows_body(Classes<C>, const T* probs, const T* z, const accumulate_t<T>* offset,
-                             const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t row_stride,
-                             int64_t begin, int64_t end) {
+template <class L, int C, class T>
+FASTIF_INLINE void rows_body(Classes<C>, SoftmaxRows<T> rows) {
   constexpr int kFit = L::width / int(sizeof(accumulate_t<T>)) / C;
-  if (kFit > 1 && row_stride == C) {
-    rows_of_group<L, Group<L, T, C, std::max(kFit, 1)>, T, C>(probs, z, offset, weight, u, C, begin,
-                                                              end);
+  if (kFit > 1 && rows.row_stride == C) {
+    rows_of_group<L, Group<L, T, C, std::max(kFit, 1)>, T, C>(rows);
   } else {
-    rows_of_group<L, Group<L, T, C, 1>, T, C>(probs, z, offset, weight, u, row_stride, begin, end);
+    rows_of_group<L, Group<L, T, C, 1>, T, C>(rows);
   }
 }
 FASTIF_LEVELS(rows, rows_body)
