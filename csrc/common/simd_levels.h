@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/clones.h"
 #include "common/numeric_types.h"
@@ -75,6 +76,18 @@ FASTIF_INLINE typename L::f64 load_f64(const T* p) {
   typename L::f64 v;
   for (int i = 0; i < L::lanes / 2; ++i) v[i] = to_float(p[i]);
   return v;
+}
+
+// The vector at p in the type that elements of type T are computed in.
+template <class L, class T>
+using lanes_t = std::conditional_t<sizeof(T) == 8, typename L::f64, typename L::f32>;
+template <class L, class T>
+FASTIF_INLINE lanes_t<L, T> load_lanes(const T* p) {
+  if constexpr (sizeof(T) == 8) {
+    return load_f64<L>(p);
+  } else {
+    return load_f32<L>(p);
+  }
 }
 
 template <class V, class T>

@@ -1,19 +1,19 @@
-#include "common/clones.h"
-#include "common/simd.h"
+#include "common/simd_levels.h"
 #include "hvp/hvp_accumulate.h"
 #include "hvp/segments.h"
 
 namespace fastif {
 namespace {
 
-template <class T, class G>
-FASTIF_CLONES void accumulate_run(T* __restrict acc, const G* __restrict g, int64_t length,
-                                  T weight) {
-  constexpr int64_t kLanes = Simd<T>::lanes;
+template <class L, class T, class G>
+FASTIF_INLINE void accumulate_run_body(T* acc, const G* g, int64_t length, T weight) {
+  constexpr int64_t kLanes = L::width / int64_t(sizeof(T));
   int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) store(acc + i, load(acc + i) + weight * load(g + i));
+  for (; i + kLanes <= length; i += kLanes)
+    store_vector(acc + i, load_lanes<L>(acc + i) + weight * load_lanes<L>(g + i));
   for (; i < length; ++i) acc[i] += weight * T(to_float(g[i]));
 }
+FASTIF_LEVELS(accumulate_run, accumulate_run_body)
 
 }  // namespace
 

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
-#include "common/clones.h"
-#include "common/simd.h"
+#include "common/simd_levels.h"
 #include "hvp/lissa_update.h"
 #include "hvp/segments.h"
 
@@ -12,44 +12,77 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 10;  // elements summed in T before the sum goes on in double
 
+// The bits of y where the mask is true, zeros elsewhere, also for NaN. Plain loops over an array
+// are what GCC turns into vectors; converting one of bytes goes lane by lane.
+template <class V>
+FASTIF_INLINE V where(const bool* mask, V y) {
+  using Bits = std::conditional_t<sizeof(y[0]) == 4, int32_t, int64_t>;
+  using Mask = typename VectorOf<Bits, sizeof(V)>::type;
+  Mask lanes;
+  for (size_t i = 0; i < sizeof(V) / sizeof(Bits); ++i) lanes[i] = -Bits(mask[i]);
+  return bits_as<V>(bits_as<Mask>(y) & lanes);
+}
+
+template <int kCount, class V>
+FASTIF_INLINE double sum_all(const V* v) {
+  double sum = 0;
+  for (int j = 0; j < kCount; ++j)
+    for (size_t i = 0; i < sizeof(V) / sizeof(v[0][0]); ++i) sum += double(v[j][i]);
+  return sum;
+}
+
 // One contiguous run. Adds to sums[0] the squared change and to sums[1] the squared new value.
-template <class T, class G>
-FASTIF_CLONES void update_run(T* __restrict h, const T* __restrict v, const G* __restrict g,
-                              const bool* __restrict mask, int64_t length, T keep, T step,
-                              double* sums) {
-  using V = typename Simd<T>::vector;
-  constexpr int64_t kLanes = Simd<T>::lanes;
+template <class L, bool kMasked, class T, class G>
+FASTIF_INLINE void update_elements(T* __restrict h, const T* __restrict v, const G* __restrict g,
+                                   const bool* __restrict mask, int64_t length, T keep, T step,
+                                   double* sums) {
+  using V = lanes_t<L, T>;
+  constexpr int kLanes = L::width / int(sizeof(T));
+  constexpr int kUnroll = std::min(4, 128 / L::width);
   for (int64_t block = 0; block < length; block += kBlock) {
     const int64_t end = std::min(length, block + kBlock);
-    V delta0{}, delta1{}, norm0{}, norm1{};
+    V delta[kUnroll]{}, norm[kUnroll]{};
     int64_t i = block;
-    if (mask == nullptr) {
-      for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-        const V x0 = load(h + i), x1 = load(h + i + kLanes);
-        const V y0 = load(v + i) + keep * x0 - step * load(g + i);
-        const V y1 = load(v + i + kLanes) + keep * x1 - step * load(g + i + kLanes);
-        delta0 += (y0 - x0) * (y0 - x0);
-        delta1 += (y1 - x1) * (y1 - x1);
-        norm0 += y0 * y0;
-        norm1 += y1 * y1;
-        store(h + i, y0);
-        store(h + i + kLanes, y1);
+    for (; i + kUnroll * kLanes <= end; i += kUnroll * kLanes) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kUnroll; ++k) {
+        const int64_t j = i + k * kLanes;
+        const V x = load_lanes<L>(h + j);
+        V y = load_lanes<L>(v + j) + keep * x - step * load_lanes<L>(g + j);
+        V change = y - x;
+        if constexpr (kMasked) {
+          y = where(mask + j, y);
+          change = where(mask + j, change);
+        }
+        delta[k] += change * change;
+        norm[k] += y * y;
+        store_vector(h + j, y);
       }
     }
-    double delta = sum_lanes(delta0 + delta1), norm = sum_lanes(norm0 + norm1);
+    sums[0] += sum_all<kUnroll>(delta);
+    sums[1] += sum_all<kUnroll>(norm);
     for (; i < end; ++i) {
       const T x = h[i];
-      const T y = mask == nullptr || mask[i] ? v[i] + keep * x - step * T(to_float(g[i])) : T(0);
-      h[i] = y;
-      if (mask == nullptr || mask[i]) {
-        delta += double(y - x) * double(y - x);
-        norm += double(y) * double(y);
-      }
+      const bool counted = !kMasked || mask[i];
+      h[i] = counted ? v[i] + keep * x - step * T(to_float(g[i])) : T(0);
+      if (!counted) continue;
+      sums[0] += double(h[i] - x) * double(h[i] - x);
+      sums[1] += double(h[i]) * double(h[i]);
     }
-    sums[0] += delta;
-    sums[1] += norm;
   }
 }
+
+// `mask` may be null.
+template <class L, class T, class G>
+FASTIF_INLINE void update_run_body(T* h, const T* v, const G* g, const bool* mask, int64_t length,
+                                   T keep, T step, double* sums) {
+  if (mask == nullptr) {
+    update_elements<L, false>(h, v, g, mask, length, keep, step, sums);
+  } else {
+    update_elements<L, true>(h, v, g, mask, length, keep, step, sums);
+  }
+}
+FASTIF_LEVELS(update_run, update_run_body)
 
 }  // namespace
 

@@ -1,69 +1,55 @@
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
-#include "common/clones.h"
-#include "common/simd.h"
+#include "common/simd_levels.h"
 #include "hvp/softmax_hvp.h"
+#include "hvp/softmax_rows.h"
 
 namespace fastif {
 namespace {
 
 constexpr int64_t kTaskElements = 1 << 15;
+constexpr int kNarrowClasses = 16;  // the first for wide_rows
 
-// Rows begin ... end - 1 of one right-hand side, C at least the number of lanes. A last vector that
-// overlaps the one before it is computed twice and counted once. `offset` is not null.
-template <class T>
-FASTIF_CLONES void wide_rows(const T* probs, const T* z, const accumulate_t<T>* offset,
-                             const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t classes,
-                             int64_t row_stride, int64_t begin, int64_t end) {
-  using V = typename Simd<T>::vector;
-  constexpr int64_t kLanes = Simd<T>::lanes;
-  const int64_t whole = classes / kLanes * kLanes, last = classes - kLanes;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* p = probs + i * classes;
-    const T* x = z + i * row_stride;
-    accumulate_t<T>* out = u + i * row_stride;
-    V dot{};
+// C at least the number of lanes. A last vector that overlaps the one before it is computed twice
+// and counted once.
+template <class L, class T>
+FASTIF_INLINE void wide_rows_body(SoftmaxRows<T> rows) {
+  using A = accumulate_t<T>;
+  using V = lanes_t<L, A>;
+  using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  using Mask = typename VectorOf<Bits, L::width>::type;
+  constexpr int kLanes = L::width / int(sizeof(A));
+  const int64_t whole = rows.classes / kLanes * kLanes, last = rows.classes - kLanes;
+  Mask uncounted;
+  for (int i = 0; i < kLanes; ++i) uncounted[i] = -Bits(last + i >= whole);
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const T *p = rows.probs + i * rows.classes, *z = rows.z + i * rows.row_stride;
+    A* u = rows.u + i * rows.row_stride;
+    auto tangent = [&](int64_t c) __attribute__((always_inline)) {
+      return load_lanes<L>(z + c) + load_lanes<L>(rows.offset + c);
+    };
+    V dot = bits_as<V>(bits_as<Mask>(load_lanes<L>(p + last) * tangent(last)) & uncounted);
+    for (int64_t c = 0; c < whole; c += kLanes) dot += load_lanes<L>(p + c) * tangent(c);
+    const A mean = narrow::window_sum<kLanes>(dot)[0];
+    const A w = rows.weight == nullptr ? A(1) : rows.weight[i];
     for (int64_t c = 0; c < whole; c += kLanes)
-      dot += load(p + c) * (load(x + c) + load(offset + c));
-    accumulate_t<T> mean = sum_lanes(dot);
-    for (int64_t c = whole; c < classes; ++c) mean += to_float(p[c]) * (to_float(x[c]) + offset[c]);
-    const accumulate_t<T> w = weight == nullptr ? accumulate_t<T>(1) : weight[i];
-    for (int64_t c = 0; c < whole; c += kLanes)
-      store(out + c, w * (load(p + c) * (load(x + c) + load(offset + c) - mean)));
-    if (whole < classes)
-      store(out + last, w * (load(p + last) * (load(x + last) + load(offset + last) - mean)));
+      store_vector(u + c, w * (load_lanes<L>(p + c) * (tangent(c) - mean)));
+    if (whole < rows.classes)
+      store_vector(u + last, w * (load_lanes<L>(p + last) * (tangent(last) - mean)));
   }
 }
+FASTIF_LEVELS(wide_rows, wide_rows_body)
 
-// The same for rows shorter than a vector: kLanes rows at a time, turned so that lanes run over
-// rows.
-template <class T>
-FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>* offset,
-                               const accumulate_t<T>* weight, accumulate_t<T>* u, int64_t classes,
-                               int64_t row_stride, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
-  using V = typename Simd<T>::vector;
-  constexpr int64_t kLanes = Simd<T>::lanes;
-  A p[kLanes * kLanes], x[kLanes * kLanes];
-  for (int64_t i = begin; i < end; i += kLanes) {
-    const int64_t rows = std::min(kLanes, end - i);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < classes; ++c) {
-        p[c * kLanes + r] = to_float(probs[(i + r) * classes + c]);
-        x[c * kLanes + r] = to_float(z[(i + r) * row_stride + c]) + offset[c];
-      }
-    }
-    A w[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r)
-      w[r] = weight == nullptr || r >= rows ? A(1) : weight[i + r];
-    V dot{};
-    for (int64_t c = 0; c < classes; ++c) dot += load(p + c * kLanes) * load(x + c * kLanes);
-    const V scale = load(w);
-    for (int64_t c = 0; c < classes; ++c)
-      store(x + c * kLanes, scale * (load(p + c * kLanes) * (load(x + c * kLanes) - dot)));
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < classes; ++c) u[(i + r) * row_stride + c] = x[c * kLanes + r];
+template <class T, int kClasses = 1>
+void hvp_rows(const SoftmaxRows<T>& rows) {
+  if constexpr (kClasses == kNarrowClasses) {
+    wide_rows(rows);
+  } else if (rows.classes == kClasses) {
+    narrow::rows(narrow::Classes<kClasses>{}, rows);
+  } else {
+    hvp_rows<T, kClasses + 1>(rows);
   }
 }
 
@@ -71,12 +57,12 @@ FASTIF_CLONES void narrow_rows(const T* probs, const T* z, const accumulate_t<T>
 
 template <class T>
 void softmax_hvp_rows(const SoftmaxHvp<T>& task, int64_t begin, int64_t end) {
-  const auto rows = task.classes < Simd<T>::lanes ? narrow_rows<T> : wide_rows<T>;
   const std::vector<accumulate_t<T>> none(task.offset == nullptr ? task.classes : 0);
   for (int64_t r = 0; r < task.right_hand_sides; ++r) {
-    rows(task.probs, task.z + r * task.rhs_stride,
-         task.offset == nullptr ? none.data() : task.offset + r * task.classes, task.weight,
-         task.u + r * task.rhs_stride, task.classes, task.row_stride, begin, end);
+    hvp_rows(SoftmaxRows<T>{task.probs, task.z + r * task.rhs_stride,
+                            task.offset == nullptr ? none.data() : task.offset + r * task.classes,
+                            task.weight, task.u + r * task.rhs_stride, task.classes,
+                            task.row_stride, begin, end});
   }
 }
 

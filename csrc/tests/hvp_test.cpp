@@ -1,3 +1,4 @@
+#include "common/clones.h"
 #include "hvp/hvp_accumulate.h"
 #include "hvp/softmax_hvp.h"
 
@@ -8,30 +9,57 @@ using namespace fastif::test;
 
 namespace {
 
+// Of one right-hand side after the other, [R, n, C], or interleaved, [n, R, C].
 template <class T>
-void check_softmax(int64_t n, int64_t C, int64_t R, bool weighted, double tolerance) {
-  auto probs = normal<T>(n * C, 1);
-  for (auto& p : probs) p = std::abs(p) / T(C);
-  const auto z = normal<T>(R * n * C, 2), w = normal<T>(n, 3);
+void check_softmax(int64_t n, int64_t C, int64_t R, bool weighted, bool interleaved,
+                   double tolerance) {
+  using A = accumulate_t<T>;
+  auto probs = random_values<T>(n * C, 1);
+  for (auto& p : probs) p = from_float<T>(std::abs(float(to_float(p))) / float(C));
+  const auto z = random_values<T>(R * n * C, 2);
+  const auto w = normal<A>(n, 3), offset = normal<A>(R * C, 4);
+  const int64_t row_stride = interleaved ? R * C : C, rhs_stride = interleaved ? C : n * C;
   auto run = [&](const Pool& pool) {
-    std::vector<T> u(R * n * C, T(7));
-    softmax_hvp_cpu(SoftmaxHvp<T>{n, C, R, probs.data(), z.data(), weighted ? w.data() : nullptr,
-                                  u.data(), C, n * C},
-                    pool);
+    std::vector<A> u(R * n * C, A(7));
+    softmax_hvp_cpu(
+        SoftmaxHvp<T>{n, C, R, probs.data(), z.data(), weighted ? w.data() : nullptr, u.data(),
+                      row_stride, rhs_stride, interleaved ? offset.data() : nullptr},
+        pool);
     return u;
   };
   const auto u = run(threaded_pool());
   EXPECT(run(reversed_pool()) == u, "the pool changed the result");
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = r * rhs_stride + i * row_stride;
+      std::vector<double> x(C);
       double dot = 0;
-      for (int64_t c = 0; c < C; ++c) dot += double(probs[i * C + c]) * z[(r * n + i) * C + c];
       for (int64_t c = 0; c < C; ++c) {
-        const int64_t at = (r * n + i) * C + c;
-        const double want = (weighted ? w[i] : 1) * (probs[i * C + c] * (z[at] - dot));
-        EXPECT(close(u[at], want, tolerance), "row %ld class %ld: %g, expected %g", long(i),
-               long(c), double(u[at]), want);
+        x[c] = to_float(z[at + c]) + (interleaved ? double(offset[r * C + c]) : 0.0);
+        dot += to_float(probs[i * C + c]) * x[c];
       }
+      for (int64_t c = 0; c < C; ++c) {
+        const double want = (weighted ? w[i] : 1) * (to_float(probs[i * C + c]) * (x[c] - dot));
+        EXPECT(close(u[at + c], want, tolerance), "row %ld class %ld of %ld: %g, expected %g",
+               long(i), long(c), long(C), double(u[at + c]), want);
+      }
+    }
+  }
+}
+
+void check_softmax_shapes() {
+  for (bool weighted : {false, true}) {
+    for (bool interleaved : {false, true}) {
+      for (int64_t C : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 33}) {
+        for (int64_t n : {0, 1, 2, 15, 16, 47}) {
+          check_softmax<float>(n, C, 2, weighted, interleaved, 1e-5);
+          check_softmax<double>(n, C, 3, weighted, interleaved, 1e-13);
+          check_softmax<Half>(n, C, 1, weighted, interleaved, 1e-5);
+          check_softmax<BFloat16>(n, C, 2, weighted, interleaved, 1e-5);
+        }
+      }
+      check_softmax<float>(20000, 10, 1, weighted, interleaved, 1e-5);
+      check_softmax<float>(20000, 3, 2, weighted, interleaved, 1e-5);
     }
   }
 }
@@ -64,16 +92,13 @@ void check_accumulate(int64_t R, const std::vector<int64_t>& lengths) {
 }  // namespace
 
 int main() {
-  for (bool weighted : {false, true}) {
-    for (int64_t C : {1, 2, 7, 8, 15, 16, 17, 33}) {
-      for (int64_t n : {0, 1, 15, 16, 47}) {
-        check_softmax<float>(n, C, 2, weighted, 1e-5);
-        check_softmax<double>(n, C, 3, weighted, 1e-13);
-      }
-    }
-    check_softmax<float>(20000, 10, 1, weighted, 1e-5);
+  const SimdLevel machine = simd_level();
+  for (SimdLevel level : {SimdLevel::kBase, SimdLevel::kV3, SimdLevel::kV4}) {
+    if (level > machine) continue;
+    simd_level() = level;
+    check_softmax_shapes();
+    check_accumulate(1, {0});
+    check_accumulate(3, {1, 0, 37, 65536, 131});
   }
-  check_accumulate(1, {0});
-  check_accumulate(3, {1, 0, 37, 65536, 131});
   std::puts("hvp: ok");
 }

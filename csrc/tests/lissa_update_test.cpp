@@ -1,5 +1,6 @@
 #include "hvp/lissa_update.h"
 
+#include "common/clones.h"
 #include "tests/native_test.h"
 
 using namespace fastif;
@@ -7,15 +8,15 @@ using namespace fastif::test;
 
 namespace {
 
-template <class T>
+template <class T, class G>
 void check(int64_t R, const std::vector<int64_t>& lengths, bool masked, double tolerance) {
   int64_t p = 0;
   for (int64_t length : lengths) p += length;
   const auto h0 = normal<T>(R * p, 1), v = normal<T>(R * p, 2);
-  std::vector<std::vector<T>> hvp;
-  std::vector<const T*> pointers;
+  std::vector<std::vector<G>> hvp;
+  std::vector<const G*> pointers;
   for (size_t t = 0; t < lengths.size(); ++t) {
-    hvp.push_back(normal<T>(R * lengths[t], unsigned(3 + t)));
+    hvp.push_back(random_values<G>(R * lengths[t], unsigned(3 + t)));
     pointers.push_back(hvp.back().data());
   }
   bool* mask = masked ? new bool[p] : nullptr;
@@ -28,7 +29,7 @@ void check(int64_t R, const std::vector<int64_t>& lengths, bool masked, double t
     std::vector<char> finite(R);
     static_assert(sizeof(bool) == 1);
     lissa_update_cpu(
-        LissaUpdate<T, T>{R, p, int64_t(lengths.size()), pointers.data(), lengths.data(), h.data(),
+        LissaUpdate<T, G>{R, p, int64_t(lengths.size()), pointers.data(), lengths.data(), h.data(),
                           v.data(), mask, damping, scale, sums.data(), sums.data() + R,
                           reinterpret_cast<bool*>(finite.data())},
         pool);
@@ -44,9 +45,10 @@ void check(int64_t R, const std::vector<int64_t>& lengths, bool masked, double t
     int64_t i = r * p;
     for (size_t t = 0; t < lengths.size(); ++t) {
       for (int64_t j = 0; j < lengths[t]; ++j, ++i) {
-        const double want = masked && !mask[i - r * p] ? 0.0
-                                                       : v[i] + (1 - damping / scale) * h0[i] -
-                                                             hvp[t][r * lengths[t] + j] / scale;
+        const double want = masked && !mask[i - r * p]
+                                ? 0.0
+                                : v[i] + (1 - damping / scale) * h0[i] -
+                                      to_float(hvp[t][r * lengths[t] + j]) / scale;
         EXPECT(close(h[i], want, tolerance), "element %ld: %g, expected %g", long(i), double(h[i]),
                want);
         if (!masked || mask[i - r * p]) delta += (want - h0[i]) * (want - h0[i]);
@@ -59,16 +61,44 @@ void check(int64_t R, const std::vector<int64_t>& lengths, bool masked, double t
   delete[] mask;
 }
 
+// What the mask leaves out may be NaN.
+void check_masked_nan() {
+  const int64_t p = 100;
+  std::vector<float> h(p, NAN), v(p, NAN), g(p, NAN);
+  bool mask[p] = {};
+  for (int64_t i : {0, 63, 64, 99}) {
+    mask[i] = true;
+    h[i] = v[i] = g[i] = 1;
+  }
+  const float* hvp = g.data();
+  double delta, norm;
+  bool finite;
+  lissa_update_cpu(LissaUpdate<float, float>{1, p, 1, &hvp, &p, h.data(), v.data(), mask, 0.0, 2.0,
+                                             &delta, &norm, &finite},
+                   threaded_pool());
+  for (int64_t i = 0; i < p; ++i)
+    EXPECT(h[i] == (mask[i] ? 1.5f : 0), "h[%ld] = %g", long(i), h[i]);
+  EXPECT(delta == 1 && norm == 9 && finite, "delta_sq %g, norm_sq %g", delta, norm);
+}
+
 }  // namespace
 
 int main() {
-  for (bool masked : {false, true}) {
-    for (int64_t R : {0, 1, 3}) {
-      check<float>(R, {0}, masked, 1e-5);
-      check<float>(R, {1, 0, 37, 65536}, masked, 1e-5);
-      check<float>(R, {70001, 131}, masked, 1e-5);
-      check<double>(R, {70001, 131}, masked, 1e-13);
+  const SimdLevel machine = simd_level();
+  for (SimdLevel level : {SimdLevel::kBase, SimdLevel::kV3, SimdLevel::kV4}) {
+    if (level > machine) continue;
+    simd_level() = level;
+    for (bool masked : {false, true}) {
+      for (int64_t R : {0, 1, 3}) {
+        check<float, float>(R, {0}, masked, 1e-5);
+        check<float, float>(R, {1, 0, 37, 65536}, masked, 1e-5);
+        check<float, float>(R, {70001, 131}, masked, 1e-5);
+        check<float, Half>(R, {4001, 131}, masked, 1e-5);
+        check<float, BFloat16>(R, {4001, 131}, masked, 1e-5);
+        check<double, double>(R, {70001, 131}, masked, 1e-13);
+      }
     }
+    check_masked_nan();
   }
   std::puts("lissa_update: ok");
 }
