@@ -55,6 +55,7 @@ __device__ __forceinline__ void count_irregular(RowKind kind, int64_t row,
 // kSumLanes lanes compute the exact sum of those rows in which an element passes the gate.
 template <class T, int kLanes>
 struct TiledLogits {
+  static constexpr int kBlocks = std::is_same_v<T, double> ? 3 : 4;
   static constexpr int kMaxRows = 256;  // of a tile
   const T* logits;
 
@@ -145,6 +146,7 @@ struct TiledLogits {
 // Longer rows, in pieces. norms holds the exact sum of each, NaN where there is none.
 template <class T>
 struct LongLogits {
+  static constexpr int kBlocks = 3;
   const T* logits;
   const RowNorm* norms;
   int64_t classes;
@@ -182,7 +184,7 @@ struct LongLogits {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kDrawThreads)
+__global__ void __launch_bounds__(kDrawThreads, 4)
     norms_of_rows(const T* logits, int64_t n, int64_t classes, RowNorm* norms,
                   unsigned long long* skipped, unsigned long long* bad) {
   __shared__ SoftmaxRowShared<kDrawThreads> shared;

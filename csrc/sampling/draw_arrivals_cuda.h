@@ -58,6 +58,7 @@ __device__ __forceinline__ void gate_slots(const DrawPlan& plan, const DrawTile&
 }
 
 // Hands every candidate to the sink. `arrivals` of each element are looked at. A Source needs:
+//   kBlocks                                           blocks a multiprocessor holds without spills
 //   struct Shared                                     its scratch in shared memory
 //   load(plan, tile, limit, bounds, shared, skipped, bad)
 //       bounds[slot] >= size / exp(log_unit(y)) * limit[y] (1 for null), up to 1e-4; 0 or less
@@ -66,7 +67,7 @@ __device__ __forceinline__ void gate_slots(const DrawPlan& plan, const DrawTile&
 //   log_size(tile, r, l, shared)                      exact_math.h's; -inf where the size is 0
 //   log_unit(y)
 template <class Source, class Sink>
-__global__ void __launch_bounds__(kDrawThreads, 4)
+__global__ void __launch_bounds__(kDrawThreads, Source::kBlocks)
     draw_arrivals(Source source, DrawPlan plan, DrawState state, uint64_t seed, int64_t arrivals,
                   Sink sink) {
   if (sink.work != nullptr && *sink.work == 0) return;

@@ -65,6 +65,7 @@ static __global__ void __launch_bounds__(kDrawThreads)
 
 template <class T>
 struct WeightSource {
+  static constexpr int kBlocks = 3;
   Weights<T> weights;
   const LineUnit* units;
   bool along_positions;  // neighbours in memory

@@ -64,8 +64,8 @@ struct SoftmaxRowShared {
 
 // A row of any length for a block of kThreads threads; all of these get the result.
 template <int kThreads, class T>
-__device__ SoftmaxRow block_softmax_row(const T* row, int64_t classes,
-                                        SoftmaxRowShared<kThreads>& shared) {
+__device__ __forceinline__ SoftmaxRow block_softmax_row(const T* row, int64_t classes,
+                                                        SoftmaxRowShared<kThreads>& shared) {
   using Shared = SoftmaxRowShared<kThreads>;
   double max = -std::numeric_limits<double>::infinity();
   for (int64_t j = threadIdx.x; j < classes; j += kThreads) {
