@@ -132,12 +132,27 @@ def _note(name: str, args: Any, ours: list[Any], theirs: list[Tensor], here: boo
 
 
 def _register() -> torch.library.Library | None:
-    """Make the device known to torch: before its first backward pass, which counts the devices."""
+    """Make the device known to torch: before its first backward pass, which counts the devices.
+
+    Not beside a GPU: torch would take it for the machine's accelerator.
+    """
     try:
-        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+        from torch.utils import backend_registration
     except ImportError:
         return None
-    _setup_privateuseone_for_python_backend(NAME)
+    if torch.cuda.is_available() or not hasattr(backend_registration, "_DummyBackendModule"):
+        return None
+
+    class Module(backend_registration._DummyBackendModule):
+        """With a random state, which torch's own tests of operators keep."""
+
+        def get_rng_state(self) -> Tensor:
+            return torch.empty(0, dtype=torch.uint8)
+
+        def set_rng_state(self, state: Tensor) -> None:
+            pass
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda op, *args, **kwargs: _perform(op, args, kwargs), "PrivateUse1")
     return library
@@ -150,7 +165,7 @@ _LIBRARY = _register()
 def _simulated() -> Iterator[None]:
     """The device, with operators of fastif_ext that take its tensors."""
     if _LIBRARY is None:
-        pytest.skip("this torch has no devices that are written in Python")
+        pytest.skip("a GPU is here, or this torch has no devices that are written in Python")
     modules = (hvp, kmeans, sample, sampling)
     original = hvp.check_same_device
 
