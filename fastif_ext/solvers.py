@@ -156,12 +156,14 @@ def cg(
         lam, _ = resolve_damping(A, rhs, damping)
         limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
         every = look_every(rhs.device) if check_every is None else check_every
-        x, history = torch.zeros_like(rhs), []
+        x = torch.zeros_like(rhs)
+        history: list[float] = []
         if together:
             goal = (0.9 if rhs.dtype == torch.float64 else 0.5) * tol
             x, history = block_conjugate_gradients(A, rhs, lam, goal, limit, progress)
-        if not history or (history[-1] > tol and len(history) < limit):  # ended by rounding
-            x, more = _conjugate_gradients(A, rhs, x, lam, tol, limit - len(history), every, progress)
+        left = limit - len(history)
+        if not together or (history and history[-1] > tol and left):  # ended by rounding
+            x, more = _conjugate_gradients(A, rhs, x, lam, tol, left, every, progress)
             history += more
         return finish(
             A,

@@ -107,6 +107,7 @@ class Flatten(Layer):
     @classmethod
     def takes(cls, module: nn.Module) -> bool:
         """Only from the first axis behind the rows to the last one."""
+        assert isinstance(module, nn.Flatten)
         return (module.start_dim, module.end_dim) == (1, -1)
 
     def fits(self, a: Tensor) -> bool:
@@ -155,7 +156,8 @@ class Elementwise(Layer):
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
         """R{outputs}, and R{inputs} times bend."""
-        assert along is not None and kept.first is not None
+        assert along is not None
+        assert kept.first is not None
         if kept.second is None:
             return along.mul_(kept.first), None
         return along * kept.first, along.mul_(kept.second)
@@ -231,7 +233,8 @@ class Linear(Layer):
 
     def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
         """R{delta} a^T + delta R{a}^T, and W^T R{delta} + V^T delta."""
-        assert kept.first is not None and kept.second is not None
+        assert kept.first is not None
+        assert kept.second is not None
         a, delta = kept.first.flatten(0, 1), kept.second.flatten(0, 1)
         wide = back.view(len(a), -1)  # [m, R out]
         if job.bias is not None:
@@ -280,13 +283,17 @@ class Convolution(Linear):
     @classmethod
     def takes(cls, module: nn.Module) -> bool:
         """Not in groups, nor with other padding."""
+        assert isinstance(module, nn.Conv2d)
         zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return zeros and module.groups == 1
 
     def __init__(self, module: nn.Module, values: Named, places: Mapping[str, int]) -> None:
         super().__init__(module, values, places)
-        self._kernel, self._stride = module.kernel_size, module.stride
-        self._padding, self._dilation = module.padding, module.dilation
+        assert isinstance(module, nn.Conv2d)
+        self._kernel: Any = module.kernel_size
+        self._stride: Any = module.stride
+        self._padding: Any = module.padding
+        self._dilation: Any = module.dilation
 
     def fits(self, a: Tensor) -> bool:
         """Only images."""
