@@ -133,10 +133,13 @@ class WeightedLoss:
                 torch.autograd.grad(value, leaves, create_graph=graph, materialize_grads=True)
             )
 
+    def values(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model by name, as they are here: the leaves and others."""
+        return {**self._others, **self.leaves}
+
     def held(self) -> Iterator[Tensor]:
         """The tensors that the object keeps: parameters, buffers, data, weights."""
-        yield from self.leaves.values()
-        yield from self._others.values()
+        yield from self.values().values()
         for batch in self._batches:
             yield from tensors_of(batch)
         if self.weights is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fastif_ext.block_cg import block_conjugate_gradients
 from fastif_ext.device import full_precision, look_every, memory_for
 from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.spectrum import (
@@ -108,11 +109,16 @@ def cg(
     damping: float | str = 0.0,
     tol: float = 1e-5,
     max_iter: int | None = None,
+    block: bool | str = "auto",
     check_every: int | None = None,
     cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> SolveResult:
     """Conjugate gradients for (H + damping I) x = b, all right-hand sides in one batch.
+
+    As a block all right-hand sides search one space together, which takes fewer products: 7 in
+    place of 19 for 8 test gradients of softmax regression on digits. One by one their solutions
+    depend on no other right-hand side, and no step waits for the device.
 
     Args:
         H: symmetric operator; H + damping I must be positive definite.
@@ -120,8 +126,9 @@ def cg(
         damping: a number, or "auto" (from a few Lanczos steps).
         tol: relative residual to reach.
         max_iter: at most this many products; by default 2 p + 20.
+        block: True, False, or "auto": a block where there are several on the CPU.
         check_every: steps between two looks at the residual, as in lissa; the steps made beyond
-            convergence change nothing and are not counted.
+            convergence change nothing and are not counted. A block looks at every step.
         cuda_graph: "auto", True or False, as in lissa.
         progress: show a progress bar.
 
@@ -141,12 +148,23 @@ def cg(
         tensor([1., 1.])
     """
     check_tolerance("cg", tol, max_iter, check_every)
+    if block not in ("auto", True, False):
+        raise ValueError(f"cg: block must be 'auto', True or False, got {block!r}")
     rhs = right_hand_sides(b)
+    together = len(rhs) > 1 and rhs.device.type == "cpu" if block == "auto" else bool(block)
     with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
         lam, _ = resolve_damping(A, rhs, damping)
         limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
         every = look_every(rhs.device) if check_every is None else check_every
-        x, history = _conjugate_gradients(A, rhs, lam, tol, limit, every, progress)
+        x = torch.zeros_like(rhs)
+        history: list[float] = []
+        if together:
+            goal = (0.9 if rhs.dtype == torch.float64 else 0.5) * tol
+            x, history = block_conjugate_gradients(A, rhs, lam, goal, limit, progress)
+        left = limit - len(history)
+        if not together or (history and history[-1] > tol and left):  # ended by rounding
+            x, more = _conjugate_gradients(A, rhs, x, lam, tol, left, every, progress)
+            history += more
         return finish(
             A,
             x,
@@ -161,7 +179,14 @@ def cg(
 
 
 def _conjugate_gradients(
-    H: Any, b: Tensor, damping: float, tol: float, limit: int, every: int, progress: bool
+    H: Any,
+    b: Tensor,
+    start: Tensor,
+    damping: float,
+    tol: float,
+    limit: int,
+    every: int,
+    progress: bool,
 ) -> tuple[Tensor, list[float]]:
     """The solution, and the largest relative residual of each step.
 
@@ -171,7 +196,9 @@ def _conjugate_gradients(
     norm = b.double().norm(dim=1)
     # The recursion's residual drifts from the true one: aim a little below tol.
     goal = 0.5 * tol * norm
-    x, r, d = torch.zeros_like(b), b.clone(), b.clone()
+    x = start.clone()
+    r = b - apply(H, x) - damping * x if start.any() else b.clone()
+    d = r.clone()
     rs = r.double().square().sum(1)
     history: list[float] = []
     unread: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastif_ext as fi
+from fastif_ext.data import tensors_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -390,12 +391,15 @@ class TestState:
 
 
 class TestGraphBytes:
+    @pytest.mark.parametrize("by_hand", [False, True])
     @pytest.mark.parametrize("weighted", [False, True])
-    def test_within_a_factor_of_two(self, weighted: bool) -> None:
+    def test_within_a_factor_of_two(self, weighted: bool, by_hand: bool) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 5)
         )
+        if not by_hand:
+            model.append(nn.LogSoftmax(1))
         x, y = torch.randn(700, 20), torch.randint(5, (700,))
         weights = torch.ones(700) if weighted else None
         H = fi.Hessian(model, F.cross_entropy, (x, y), weights=weights)
@@ -410,6 +414,11 @@ class TestGraphBytes:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             H @ torch.ones(H.dim)
+        if by_hand:
+            assert H.by_hand
+            seen.clear()
+            for t in tensors_of(H._kept):
+                pack(t)
         measured = sum(seen.values())
         assert measured / 2 < H.graph_bytes < 2 * measured
 

@@ -45,7 +45,7 @@ class CurvatureOperator(ABC):
         self.dim, self.rows = self.selection.dim, self._loss.rows
         self.dtype, self.device = self._loss.dtype, self._loss.device
         self._leaves = list(self._loss.leaves.values())
-        self._require_reproducible()
+        self._try_product()
         per_row = self._graph_bytes_per_row()
         self.graph_bytes = int(per_row * self.rows)
         self.cached = self.graph_bytes <= graph_memory
@@ -136,12 +136,10 @@ class CurvatureOperator(ABC):
             f"pass a chunk_size= below {rows}, a smaller graph_memory=, or fewer rows or vectors",
         )
 
-    def _require_reproducible(self) -> None:
+    def _try_product(self) -> None:
         """A product with the first few rows must come out the same twice."""
         chunk = next(self._loss.chunks(FEW))
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(1, self.dim, generator=generator, dtype=torch.float64)
-        directions = self.selection.split(v.to(self.device, self.dtype))
+        directions = self._random_directions(1)
         with kept_rng(self.device), full_precision(self.device):
             once, again = (self._multiply(self._prepare(chunk), directions) for _ in range(2))
         tolerance = torch.finfo(self.dtype).eps ** 0.5
@@ -151,6 +149,12 @@ class CurvatureOperator(ABC):
                     "the same curvature product comes out differently twice; make the backward "
                     "pass of model and loss_fn reproducible (no random numbers in it)"
                 )
+
+    def _random_directions(self, count: int) -> list[Tensor]:
+        """Directions [count, *shape] per leaf, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(count, self.dim, generator=generator, dtype=torch.float64)
+        return self.selection.split(v.to(self.device, self.dtype))
 
     def _graph_bytes_per_row(self) -> float:
         """Bytes that the kept graph takes per row: its growth over the first rows."""
@@ -178,6 +182,8 @@ class CurvatureOperator(ABC):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             # held until the count is done, so that no address is used twice
             prepared = self._prepare(chunk)
+        for t in tensors_of(prepared):
+            pack(t)
         del prepared
         return sum(seen.values())
 

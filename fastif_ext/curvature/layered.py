@@ -1,0 +1,164 @@
+"""Hessian products of plain layered networks by hand: a few large matrix products, no graph.
+
+For a chain of linear, convolution and elementwise layers under cross-entropy, the derivative of the
+gradient along V (Pearlmutter 1994) is written out. With a layer's input a, output s = W a, the
+loss's gradient delta in s, and R{.} the derivative along V:
+
+    forward    R{s} = V a + W R{a},    R{f(s)} = f'(s) R{s}
+    backward   R{delta} = f'(s) R{delta above} + f''(s) delta above R{s}
+               R{dW} = R{delta} a^T + delta R{a}^T,    R{delta below} = W^T R{delta} + V^T delta
+
+What does not depend on V is computed once. What does has an axis for the right-hand sides behind
+that of the rows, [n, R, ...], so that each term is one large product for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastif_ext import ops
+from fastif_ext.curvature.layers import KINDS, Job, Kept, Layer
+from fastif_ext.data import batch_rows
+from fastif_ext.objective import Chunk, WeightedLoss, differentiable, is_cross_entropy, per_example
+
+BLOCK = 1 << 20  # numbers of the widest layer that go through together on a CPU, in its cache
+
+
+class Prepared(NamedTuple):
+    """What products need of a chunk of rows."""
+
+    layers: list[Kept]
+    probs: Tensor
+    weights: Tensor
+
+
+class LayeredHessian:
+    """Hessian products of a chain of layers under cross-entropy.
+
+    Args:
+        total: the loss.
+        layers: the chain, from the inputs on. The first one of `varied` selected parameters and all
+            above it take part in products; those below are constant.
+    """
+
+    def __init__(self, total: WeightedLoss, layers: list[Layer]) -> None:
+        first = next(i for i, layer in enumerate(layers) if layer.places)
+        self._total, self._below, self._layers = total, layers[:first], layers[first:]
+
+    @classmethod
+    def of(cls, total: WeightedLoss) -> LayeredHessian | None:
+        """The chain, or None where model or loss is of another kind."""
+        if not is_cross_entropy(total.loss_fn) or total.dtype not in (torch.float32, torch.float64):
+            return None
+        values = total.values()
+        names = {id(p): name for name, p in total.model.named_parameters()}
+        number = {name: i for i, name in enumerate(total.leaves)}
+        layers: list[Layer] = []
+        for module in _chain(total.model):
+            kind = KINDS.get(type(module))
+            if kind is None or not kind.takes(module) or _has_hooks(module):
+                return None
+            own = {k: names[id(p)] for k, p in module.named_parameters(recurse=False)}
+            if not kind.parameters.issuperset(own):
+                return None
+            places = {k: number[name] for k, name in own.items() if name in number}
+            layers.append(kind(module, {k: values[name] for k, name in own.items()}, places))
+        covered = {i for layer in layers for i in layer.places.values()}
+        return cls(total, layers) if len(covered) == len(number) else None
+
+    def prepare(self, chunk: Chunk) -> Prepared | None:
+        """What products with a chunk's rows need; None where a layer's input is of another kind."""
+        x, targets, weights = chunk
+        if not isinstance(x, Tensor) or x.dtype != self._total.dtype:
+            return None
+        n = batch_rows(x)
+        if weights is None:
+            weights = x.new_full((n,), 1 / self._total.rows)
+        with differentiable(self._total.model), torch.no_grad():
+            for layer in self._below:
+                x = layer.run(x)
+            inputs, outputs = [], []
+            with torch.enable_grad():
+                for layer in self._layers:
+                    if not layer.fits(x):
+                        return None
+                    inputs.append(x.detach())
+                    x = layer.run(x)
+                    outputs.append(x)
+                if x.dim() != 2 or targets.dim() not in (1, 2):
+                    return None
+                loss = (per_example(self._total.loss_fn, x, targets) * weights).sum()
+                deltas = torch.autograd.grad(loss, outputs)
+            kept = [
+                layer.keep(a, delta)
+                for layer, a, delta in zip(self._layers, inputs, deltas, strict=True)
+            ]
+            return Prepared(kept, x.detach().softmax(1), weights)
+
+    def multiply(self, prepared: Prepared, directions: list[Tensor]) -> list[Tensor]:
+        """The chunk's part of the products with R directions, both [R, *shape] per leaf."""
+        count, n = len(directions[0]), len(prepared.probs)
+        jobs = [
+            layer.start({k: directions[i] for k, i in layer.places.items()}, count)
+            for layer in self._layers
+        ]
+        size = self._block(prepared, count)
+        for start in range(0, n, size):
+            self._pass(prepared, slice(start, min(n, start + size)), jobs)
+        result: list[Tensor | None] = [None] * len(directions)
+        for layer, job in zip(self._layers, jobs, strict=True):
+            for k, gradient in layer.finish(job).items():
+                i = layer.places[k]
+                earlier = result[i]  # of another layer with the same parameter
+                result[i] = gradient if earlier is None else earlier + gradient
+        return [r for r in result if r is not None]
+
+    def _pass(self, prepared: Prepared, part: slice, jobs: list[Job]) -> None:
+        """Up and down the layers for some of the rows."""
+        along: Tensor | None = None  # R{a}; None for zero
+        steps = []
+        for layer, kept, job in zip(self._layers, prepared.layers, jobs, strict=True):
+            rows = kept.rows(part)
+            along, memory = layer.push(job, rows, along)
+            steps.append((layer, job, rows, memory))
+        assert along is not None
+        z = along.transpose(0, 1).contiguous()
+        u = ops.softmax_hvp(prepared.probs[part], z, prepared.weights[part]).to(z.dtype)
+        back: Tensor | None = u.transpose(0, 1).contiguous()
+        while back is not None and steps:  # the tensors of a layer go when it is done
+            layer, job, rows, memory = steps.pop()
+            back = layer.pull(job, rows, memory, back)
+
+    def _block(self, prepared: Prepared, count: int) -> int:
+        """Rows that go through together."""
+        n = len(prepared.probs)
+        if self._total.device.type != "cpu":
+            return n
+        widest = max(t[0].numel() for kept in prepared.layers for t in kept if t is not None)
+        return max(1, BLOCK // (count * widest))
+
+
+def _chain(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested nn.Sequential modules."""
+    if type(module) is nn.Sequential and not _has_hooks(module):
+        for child in module:
+            yield from _chain(child)
+    else:
+        yield module
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call does more than the forward method of the module's class."""
+    return "forward" in vars(module) or any(
+        getattr(module, name)
+        for name in (
+            "_forward_pre_hooks",
+            "_forward_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        )
+    )
