@@ -17,6 +17,8 @@ import floors
 import pytest
 import torch
 
+from fastif_ext.memory import peak_memory
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="torch's intra-op threads")
@@ -112,6 +114,11 @@ def timed(benchmark: Any, device: str, roofs: floors.Roofs) -> Callable[..., Non
             seconds = synchronized() - start
             facts["extra_bytes"] = torch.cuda.max_memory_allocated() - before
             calls = max(1, min(1000, int(5e-3 / seconds)))
+        else:
+            with peak_memory() as peak:
+                function()
+            if peak.megabytes is not None:
+                facts["extra_bytes"] = int(peak.megabytes * 2**20)
         benchmark.pedantic(function, rounds=15 if gpu else 5, iterations=calls, warmup_rounds=1)
 
     return run

@@ -126,7 +126,7 @@ def cg(
         damping: a number, or "auto" (from a few Lanczos steps).
         tol: relative residual to reach.
         max_iter: at most this many products; by default 2 p + 20.
-        block: True, False, or "auto": a block where there are several on the CPU.
+        block: True, False, or "auto": a block where there are several, up to p / 2, on the CPU.
         check_every: steps between two looks at the residual, as in lissa; the steps made beyond
             convergence change nothing and are not counted. A block looks at every step.
         cuda_graph: "auto", True or False, as in lissa.
@@ -151,7 +151,8 @@ def cg(
     if block not in ("auto", True, False):
         raise ValueError(f"cg: block must be 'auto', True or False, got {block!r}")
     rhs = right_hand_sides(b)
-    together = len(rhs) > 1 and rhs.device.type == "cpu" if block == "auto" else bool(block)
+    fits = rhs.device.type == "cpu" and 1 < len(rhs) <= rhs.shape[1] // 2
+    together = fits if block == "auto" else bool(block)
     with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
         lam, _ = resolve_damping(A, rhs, damping)
         limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
