@@ -6,30 +6,34 @@
 //
 // - x, probs, v: of one dtype, float32, float64, float16 or bfloat16; the result is float32, or
 //   float64 for float64. v may also be [C, d']. weight None means 1: a plain sum, not a mean.
-// - Rows go through in blocks whose n x RC intermediate stays in cache: two GEMMs (torch's own, one
-//   thread each) around softmax_hvp. Blocks are dealt to groups whose number depends on the shapes
-//   alone, and the groups' sums are added in order: the number of threads changes no bit.
+// - Rows go through in blocks whose n x RC intermediate stays in cache: two products around
+//   softmax_hvp. On the CPU these are own kernels, which read x once and as it is stored; on a GPU
+//   they are torch's GEMMs.
+// - On the CPU, blocks are dealt to groups whose number depends on the shapes alone, and the
+// groups'
+//   sums are added in order: the number of threads changes no bit.
 // - n = 0 gives zeros. NaN in a row spreads to all of the result, as in the sum itself.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
+#include "common/numeric_types.h"
 #include "common/parallel.h"
 
 namespace fastif {
 
-struct LinearSoftmaxPlan {
-  int64_t rows;    // rows per block
-  int64_t groups;  // accumulators
+template <class T>
+struct LinearSoftmaxHvp {
+  int64_t n, dim, classes, right_hand_sides;
+  bool bias;
+  const T* x;                     // [n, d]
+  const T* probs;                 // [n, C]
+  const accumulate_t<T>* v;       // [R, C, d']
+  const accumulate_t<T>* weight;  // [n] or null
+  accumulate_t<T>* result;        // [R, C, d']
 };
 
-inline LinearSoftmaxPlan plan_linear_softmax(int64_t n, int64_t d, int64_t outputs) {
-  // A block of x and twice its outputs take about 512 kB of floats; an accumulator is outputs x d.
-  const int64_t rows =
-      std::clamp<int64_t>((1 << 17) / std::max<int64_t>(d + 2 * outputs, 1), 64, 2048);
-  const int64_t most = std::clamp<int64_t>((1 << 24) / std::max<int64_t>(outputs * d, 1), 2, 16);
-  return {rows, std::max<int64_t>(1, std::min(most, ceil_div(n, rows)))};
-}
+template <class T>
+void linear_softmax_hvp_cpu(const LinearSoftmaxHvp<T>& task, const Pool& pool);
 
 }  // namespace fastif

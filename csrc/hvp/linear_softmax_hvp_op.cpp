@@ -1,5 +1,6 @@
 #include "hvp/linear_softmax_hvp.h"
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <vector>
@@ -11,6 +12,24 @@
 namespace fastif {
 namespace {
 
+// On torch's threads.
+Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Tensor& v,
+               const std::optional<Tensor>& weight, bool bias) {
+  const Tensor rows = torch::stable::contiguous(x), p = torch::stable::contiguous(probs);
+  Tensor result = torch::stable::empty_like(v);
+  dispatch_floating("linear_softmax_hvp", x.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    using A = accumulate_t<T>;
+    linear_softmax_hvp_cpu(
+        LinearSoftmaxHvp<T>{x.size(0), x.size(1), probs.size(1), v.size(0), bias, data<T>(rows),
+                            data<T>(p), data<A>(v), weight ? data<A>(*weight) : nullptr,
+                            mutable_data<A>(result)},
+        pool);
+  });
+  return result;
+}
+
+#ifdef FASTIF_CUDA
 // out = a @ b. The out variant is not subject to autocast, and allocates nothing.
 void gemm(const Tensor& out, const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
@@ -20,67 +39,10 @@ void gemm(const Tensor& out, const Tensor& a, const Tensor& b) {
   (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-template <class A>
-void add(A* sum, const A* terms, int64_t length) {
-  for (int64_t i = 0; i < length; ++i) sum[i] += terms[i];
-}
-
 Tensor slice(Tensor t, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(t, dim, start, length);
 }
 
-// On torch's threads.
-template <class A>
-Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Tensor& v,
-               const A* weight, bool bias) {
-  const int64_t n = x.size(0), d = x.size(1), C = probs.size(1), R = v.size(0), outputs = R * C;
-  const int64_t columns = bias ? d + 1 : d;
-  Tensor result = torch::stable::new_zeros(v, {R, C, columns});
-  if (n == 0 || outputs == 0) return result;
-  const Tensor flat = torch::stable::view(v, {outputs, columns});
-  const Tensor slope = slice(flat, 1, 0, d);
-  const Tensor slope_t = torch::stable::transpose(slope, 0, 1);
-  std::vector<A> offset(bias ? outputs : 0);
-  for (int64_t o = 0; o < int64_t(offset.size()); ++o) offset[o] = data<A>(flat)[o * columns + d];
-
-  const LinearSoftmaxPlan plan = plan_linear_softmax(n, d, outputs);
-  const int64_t blocks = ceil_div(n, plan.rows);
-  const Tensor sums = torch::stable::new_zeros(v, {plan.groups, outputs, d});
-  std::vector<A> bias_sums(bias ? plan.groups * outputs : 0, A(0));
-  parallel_tasks(pool, plan.groups, [&](int64_t group) {
-    const Tensor z = torch::stable::new_empty(v, {plan.rows, outputs});
-    const Tensor u = torch::stable::new_empty(v, {plan.rows, outputs});
-    const Tensor term = torch::stable::new_empty(v, {outputs, d});
-    const Tensor sum = torch::stable::select(sums, 0, group);
-    const int64_t first = blocks * group / plan.groups, last = blocks * (group + 1) / plan.groups;
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t row = block * plan.rows, rows = std::min(plan.rows, n - row);
-      const Tensor part = slice(x, 0, row, rows);
-      const Tensor z_part = slice(z, 0, 0, rows), u_part = slice(u, 0, 0, rows);
-      gemm(z_part, part, slope_t);
-      softmax_hvp_rows(SoftmaxHvp<A>{rows, C, R, data<A>(probs) + row * C, data<A>(z_part),
-                                     weight ? weight + row : nullptr, mutable_data<A>(u_part),
-                                     outputs, C, bias ? offset.data() : nullptr},
-                       0, rows);
-      gemm(term, torch::stable::transpose(u_part, 0, 1), part);
-      add(mutable_data<A>(sum), data<A>(term), outputs * d);
-      A* bias_sum = bias_sums.data() + group * outputs;
-      for (int64_t i = 0; bias && i < rows; ++i)
-        add(bias_sum, data<A>(u_part) + i * outputs, outputs);
-    }
-  });
-
-  A* out = mutable_data<A>(result);
-  for (int64_t group = 0; group < plan.groups; ++group) {
-    for (int64_t o = 0; o < outputs; ++o) {
-      add(out + o * columns, data<A>(sums) + (group * outputs + o) * d, d);
-      if (bias) out[o * columns + d] += bias_sums[group * outputs + o];
-    }
-  }
-  return result;
-}
-
-#ifdef FASTIF_CUDA
 // On a GPU: block after block on one stream, so that sums are in order. Blocks are large enough to
 // fill it, and their z and u stay in its second-level cache.
 template <class A>
@@ -156,15 +118,16 @@ Tensor linear_softmax_hvp(const Tensor& x, const Tensor& probs, const Tensor& v,
   const int64_t R = v.dim() == 3 ? v.size(0) : 1;
   const Tensor batch = torch::stable::view(prepare(v), {R, C, columns});
   const bool bias = columns == x.size(1) + 1;
-  const Tensor rows = prepare(x), p = prepare(probs);
-  auto run = [&](auto a) {
-    using A = decltype(a);
-    const A* w = weight ? data<A>(*weight) : nullptr;
-    return run_on(
-        rows, [&](const Pool& pool) { return product<A>(pool, rows, p, batch, w, bias); },
-        [&](const auto& gpu) { return product<A>(gpu, rows, p, batch, w, bias); });
-  };
-  const Tensor result = wide ? run(double{}) : run(float{});
+  const Tensor result = run_on(
+      x, [&](const Pool& pool) { return product(pool, x, probs, batch, weight, bias); },
+      [&](const auto& gpu) {
+        auto run = [&](auto a) {
+          using A = decltype(a);
+          return product<A>(gpu, prepare(x), prepare(probs), batch,
+                            weight ? data<A>(*weight) : nullptr, bias);
+        };
+        return wide ? run(double{}) : run(float{});
+      });
   return v.dim() == 3 ? result : torch::stable::view(result, {C, columns});
 }
 
