@@ -9,8 +9,8 @@
 namespace fastif {
 namespace {
 
-constexpr int64_t kTaskElements = 1 << 15;
-constexpr int kNarrowClasses = 16;  // the first for wide_rows
+constexpr int64_t kTaskElements = 1 << 13;  // microseconds: 10^4 rows of 10 are 13 tasks
+constexpr int kNarrowClasses = 16;          // the first for wide_rows
 
 // C at least the number of lanes. A last vector that overlaps the one before it is computed twice
 // and counted once.
