@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastif_ext import ops
+from fastif_ext.chebyshev import Chebyshev
 from fastif_ext.device import full_precision, look_every
 from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.solvers import SolveResult, check_tolerance, finish, right_hand_sides
@@ -37,6 +38,7 @@ def lissa(
     max_iter: int = 1000,
     resample: Callable[[int], Any] | None = None,
     average: float | None = None,
+    acceleration: str | None = "auto",
     check_every: int | None = None,
     cuda_graph: CudaGraph = "auto",
     progress: bool = False,
@@ -50,6 +52,11 @@ def lissa(
     contracts while 0 < eig(H) + damping < 2 scale; `scale` sets the speed and never the answer.
     The update I_{k+1} - I_k is the residual b - (H + damping I) x_k itself, so the paper's stopping
     rule on the update norm and a tolerance on the true residual are one and the same, for free.
+
+    On a fixed subset the steps are accelerated: I_{k+1} is replaced by w_k I_{k+1} + (1 - w_k)
+    I_{k-1} with Chebyshev's weights for the spectrum (Golub and Varga 1961), which takes about the
+    square root of the steps: 39 in place of 272 for 8 test gradients of softmax regression on
+    400 digits, tol = 1e-3 (the system of bench/bench_lissa.py).
 
     Args:
         H: symmetric operator with ``H @ v`` (and, where it has it, ``H.products``) for v [R, p].
@@ -65,6 +72,9 @@ def lissa(
             "auto" and the reported residual refer to H.
         average: share of the last steps whose iterates are averaged, in (0, 1]; by default .5 with
             `resample`, and no averaging without.
+        acceleration: "chebyshev", None for the plain recursion, or "auto": "chebyshev" where scale
+            is "auto", so that the spectrum is known, and there is neither `resample` nor `average`:
+            what remembers the last step keeps the noise of fresh subsets.
         check_every: steps between two looks at the residual, each of which makes the host wait for
             the device: by default 1 on the CPU and 8 elsewhere. Up to check_every - 1 steps more
             are taken than are needed; `history` has every step.
@@ -93,14 +103,26 @@ def lissa(
         raise ValueError(f"lissa: average must be between 0 and 1, got {average}")
     if not (scale == "auto" if isinstance(scale, str) else scale > 0):
         raise ValueError(f"lissa: scale must be positive or 'auto', got {scale!r}")
+    if acceleration not in ("auto", "chebyshev", None):
+        raise ValueError(
+            f"lissa: acceleration must be 'auto', 'chebyshev' or None, got {acceleration!r}"
+        )
     if average is None and resample is not None:
         average = 0.5
+    if acceleration == "chebyshev" and average is not None:
+        raise ValueError(
+            "lissa: acceleration='chebyshev' needs a fixed subset and its last iterate; leave out "
+            "resample and average, or take acceleration=None"
+        )
+    accelerated = acceleration == "chebyshev" or (
+        acceleration == "auto" and scale == "auto" and average is None
+    )
     rhs = right_hand_sides(b)
     every = look_every(rhs.device) if check_every is None else check_every
     with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
         lam, ends = resolve_damping(A, rhs, damping)
         run = _Recursion(A, rhs, lam, tol, max_iter, resample, average, every, progress)
-        (iterate, iterations, history), s = _at_a_fitting_scale(run, scale, ends)
+        (iterate, iterations, history), s = _at_a_fitting_scale(run, scale, ends, accelerated)
         return finish(
             A,
             iterate / s,
@@ -116,16 +138,17 @@ def lissa(
 
 
 def _at_a_fitting_scale(
-    run: _Recursion, scale: float | str, ends: Spectrum | None
+    run: _Recursion, scale: float | str, ends: Spectrum | None, accelerated: bool
 ) -> tuple[_Outcome, float]:
     """What the run gives, and the scale; larger ones are tried where it diverges."""
     H, b, lam, noisy = run.H, run.b, run.damping, run.resample is not None
-    if isinstance(scale, str):
+    if isinstance(scale, str) or accelerated:
         ends = ends or spectrum(H, b)
         check_definite(ends, lam)
-        s = _scale(ends, lam, noisy=noisy)
-    else:
-        s = float(scale)
+    if accelerated:
+        assert ends is not None
+        run.lowest = _lowest(ends, lam)
+    s = float(scale) if not isinstance(scale, str) else _scale(ends, lam, noisy=noisy)
     outcome, restarts = run(s), 0
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
         ends = spectrum(H, b)
@@ -165,6 +188,8 @@ class _Recursion:
         self.every = every
         self.H, self.b, self.damping, self.tol = H, b.contiguous(), damping, tol
         self.max_iter, self.resample, self.progress = max_iter, resample, progress
+        self.lowest: float | None = None
+        """Where H + damping I has its smallest eigenvalue, if the steps are accelerated."""
         self.tail = max_iter if average is None else max_iter - max(1, round(average * max_iter))
         norm = b.double().norm(dim=1)
         self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0).tolist()
@@ -172,16 +197,21 @@ class _Recursion:
     def __call__(self, scale: float) -> _Outcome | None:
         """The outcome; None where it diverges. Nothing waits for the device but a look."""
         h = self.b.clone()
+        chebyshev = None if self.lowest is None else Chebyshev(self.lowest, scale, h)
         history: list[float] = []
         unread: list[ops.LissaStep] = []
         smallest, tail_sum, tail_count = float("inf"), None, 0
         for k in tqdm(range(self.max_iter), desc="lissa", disable=not self.progress):
             operator = self.H if self.resample is None else self.resample(k)
+            if chebyshev is not None:
+                chebyshev.remember(h)
             unread.append(
                 ops.lissa_update_(
                     h, self.b, _products(operator, h), damping=self.damping, scale=scale
                 )
             )
+            if chebyshev is not None:
+                chebyshev.accelerate_(h)
             if k >= self.tail:
                 tail_sum = h.clone() if tail_sum is None else tail_sum.add_(h)
                 tail_count += 1
@@ -223,3 +253,13 @@ def _scale(ends: Spectrum, damping: float, *, noisy: bool) -> float:
     """
     top = ends.largest + 0.05 * abs(ends.largest)
     return max((top if noisy else (top + ends.smallest) / 2) + damping, 1e-12)
+
+
+def _lowest(ends: Spectrum, damping: float) -> float:
+    """Where the accelerated interval begins.
+
+    Lanczos sees the smallest eigenvalue from above, so half of a positive one is taken: too low an
+    end costs a few steps, too high a one many.
+    """
+    smallest = ends.smallest / 2 if ends.smallest > 0 else ends.smallest
+    return max(smallest + damping, 1e-9 * abs(ends.largest))

@@ -48,7 +48,7 @@ def test_the_scale_sets_the_speed_and_not_the_answer(scale: float | str) -> None
     torch.testing.assert_close(result.x, expected, rtol=1e-6, atol=1e-6)
     if scale != "auto":
         assert result.scale == scale
-        best = fi.lissa(A, b, damping=0.05, tol=1e-8, max_iter=20000)
+        best = fi.lissa(A, b, damping=0.05, tol=1e-8, max_iter=20000, acceleration=None)
         assert best.iterations <= 1.1 * result.iterations
 
 
@@ -127,6 +127,57 @@ def test_the_right_hand_side_is_not_overwritten() -> None:
     assert torch.equal(transposed, before)
     assert torch.equal(fi.lissa(A, b, damping=0.05).x, result.x)
     assert torch.equal(b, before)
+
+
+class TestAcceleration:
+    def test_takes_about_the_square_root_of_the_steps(self) -> None:
+        A, b = symmetric(0.02, 5, p=200), sides(3, p=200)
+        plain = fi.lissa(A, b, tol=1e-6, max_iter=20000, acceleration=None)
+        fast = fi.lissa(A, b, tol=1e-6)
+        assert fast.converged
+        torch.testing.assert_close(fast.x, plain.x, rtol=1e-3, atol=1e-3)
+        # For kappa = 250 the bounds are log(2/tol) sqrt(kappa)/2 = 115 and log(1/tol) kappa/2.
+        assert plain.iterations > 1000
+        assert fast.iterations < 150
+
+    def test_history_is_the_true_residual_of_the_accelerated_iterates(self) -> None:
+        A, b, lam = symmetric(0.1, 5), sides(2), 0.05
+        for steps in (1, 2, 3, 7):
+            with pytest.warns(UserWarning, match="residual"):
+                result = fi.lissa(A, b, damping=lam, tol=1e-9, max_iter=steps)
+            with pytest.warns(UserWarning, match="residual"):
+                longer = fi.lissa(A, b, damping=lam, tol=1e-9, max_iter=steps + 1)
+            assert longer.history[-1] == pytest.approx(float(result.residual.max()), rel=1e-9)
+            assert longer.history[:-1] == result.history
+
+    def test_eigenvalues_below_what_lanczos_saw(self) -> None:
+        """One tiny eigenvalue among 2,000 others, of which 30 products know nothing."""
+        values = torch.linspace(1, 5, 2000, dtype=torch.float64)
+        values[7] = 0.02
+        b = sides(2, p=2000)
+        result = fi.lissa(values.diag(), b, tol=1e-6, max_iter=3000)
+        assert result.converged
+        torch.testing.assert_close(result.x, b / values, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("scale", [0.1, 2.0, 2.7, 40.0])
+    def test_any_scale_gives_the_answer(self, scale: float) -> None:
+        A, b = symmetric(0.1, 5), sides(2)
+        result = fi.lissa(
+            A, b, damping=0.05, scale=scale, tol=1e-8, max_iter=5000, acceleration="chebyshev"
+        )
+        assert result.converged
+        plain = fi.lissa(A, b, damping=0.05, scale=scale, tol=1e-8, max_iter=20000)
+        assert result.iterations < plain.iterations
+        expected = b @ torch.linalg.inv(A + 0.05 * torch.eye(30))
+        torch.testing.assert_close(result.x, expected, rtol=1e-6, atol=1e-6)
+
+    def test_is_refused_where_it_keeps_the_noise(self) -> None:
+        A, b = symmetric(0.1, 5), sides(1)
+        for more in ({"average": 0.5}, {"resample": lambda k: A}):
+            with pytest.raises(ValueError, match="acceleration='chebyshev' needs a fixed subset"):
+                fi.lissa(A, b, acceleration="chebyshev", **more)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="must be 'auto', 'chebyshev' or None, got 'nesterov'"):
+            fi.lissa(A, b, acceleration="nesterov")
 
 
 def test_averaging_a_fixed_operator() -> None:

@@ -1,4 +1,4 @@
-"""(d) LiSSA's iterations to tolerance, by sampler, subset size and damping.
+"""(d) Plain LiSSA's iterations to tolerance, by sampler, subset size and damping.
 
     python lissa.py --setting digits
 
@@ -53,6 +53,7 @@ def main() -> None:
                     damping=share if share == "auto" else share * top,
                     tol=1e-3,
                     max_iter=MAX_ITER,
+                    acceleration=None,
                 )
         except fi.SolverDivergence:
             return {"failed": True}
