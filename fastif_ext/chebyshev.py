@@ -1,4 +1,4 @@
-"""Chebyshev's semi-iteration: a linear recursion accelerated by what its spectrum is known to be."""
+"""Chebyshev's semi-iteration: a linear recursion accelerated by knowledge of its spectrum."""
 
 from __future__ import annotations
 
