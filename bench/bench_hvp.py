@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import floors
 import pytest
 import torch
-from cases import cases, compiled
+from cases import cases, compiled, relative_error
+from rounds import Job
 from torch import Tensor
 
 import fastif_ext as fi
 
-Timed = Callable[..., None]
 LISSA = {
-    "cpu": [(100_000, 1), (10_000_000, 1), (1_000_000, 8)],
+    "cpu": [(2_000, 1), (100_000, 1), (10_000_000, 1), (1_000_000, 8)],
     "cuda": [(100_000, 1), (10_000_000, 1), (100_000_000, 1), (10_000_000, 8)],
 }
 SOFTMAX = {
-    "cpu": [(100_000, 10, 1), (100_000, 100, 1), (100_000, 10, 8)],
+    "cpu": [(400, 10, 8), (10_000, 10, 8), (100_000, 10, 1), (100_000, 100, 1), (100_000, 10, 8)],
     "cuda": [(10_000, 10, 1), (1_000_000, 10, 8), (1_000_000, 100, 8), (100_000, 1000, 8)],
 }
 LINEAR = {
-    "cpu": [(60_000, 128, 10, 1), (60_000, 128, 10, 8), (50_000, 512, 100, 1)],
+    "cpu": [(400, 128, 10, 8), (60_000, 128, 10, 1), (60_000, 128, 10, 8), (50_000, 512, 100, 1)],
     "cuda": [(60_000, 512, 10, 8), (1_000_000, 512, 100, 8)],
 }
 
 
-@pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
-@pytest.mark.parametrize("case", cases(LISSA))
-def test_lissa_update(name: str, case: tuple, device: str, here: Callable, timed: Timed) -> None:
-    p, R = here(case)
+def lissa_update(p: int, R: int, device: str) -> Job:
     shapes = [(p // 10,)] * 10
     hvp = [torch.randn(R, *s, device=device) for s in shapes]
     h, v = torch.zeros(R, p, device=device), torch.randn(R, p, device=device)
@@ -54,64 +49,80 @@ def test_lissa_update(name: str, case: tuple, device: str, here: Callable, timed
         h.copy_(new)
         return norms
 
-    call = {
+    calls = {
         "fastif_ext": lambda: fi.lissa_update_(h, v, hvp, damping=damping, scale=scale),
         "torch._foreach": foreach,
         "eager": eager,
         "torch.compile": compiled(eager),
-    }[name]
-    timed(f"lissa_update_ p={p} R={R}", call, floors.lissa_update(p, R))
+    }
+    return Job(calls, floors.lissa_update(p, R))
 
 
-@pytest.mark.parametrize("name", ["fastif_ext", "eager", "torch.compile"])
-@pytest.mark.parametrize("case", cases(SOFTMAX))
-def test_softmax_hvp(
-    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
-) -> None:
-    n, C, R = here(case)
-    n = rows(n)
+def softmax_hvp(n: int, C: int, R: int, device: str) -> Job:
     p = torch.randn(n, C, device=device).softmax(1)
     z, w = torch.randn(R, n, C, device=device), torch.rand(n, device=device)
 
-    def eager() -> Tensor:
+    def product(w: Tensor, p: Tensor, z: Tensor) -> Tensor:
         return w[:, None] * p * (z - (p * z).sum(-1, keepdim=True))
 
-    call = {
+    few = slice(0, 1000)
+    want = product(w[few].double(), p[few].double(), z[:, few].double())
+    fast = compiled(product)
+    calls = {
         "fastif_ext": lambda: fi.softmax_hvp(p, z, w),
-        "eager": eager,
-        "torch.compile": compiled(eager),
-    }[name]
-    timed(f"softmax_hvp n={n} C={C} R={R}", call, floors.softmax_hvp(n, C, R))
+        "eager": lambda: product(w, p, z),
+        "torch.compile": lambda: fast(w, p, z),
+    }
+    return Job(calls, floors.softmax_hvp(n, C, R), lambda u: relative_error(u[:, few], want))
 
 
-@pytest.mark.parametrize("name", ["fastif_ext", "GEMM form", "double backward"])
-@pytest.mark.parametrize("case", cases(LINEAR))
-def test_linear_softmax_hvp(
-    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
-) -> None:
-    n, d, C, R = here(case)
-    n = rows(n)
+def linear_softmax_hvp(n: int, d: int, C: int, R: int, device: str) -> Job:
     x, v = torch.randn(n, d, device=device), torch.randn(R, C, d, device=device)
-    p = torch.randn(n, C, device=device).softmax(1)
+    weight = torch.randn(C, d, device=device, requires_grad=True)
+    y = torch.randint(C, (n,), device=device)
+    p = (x @ weight.t()).detach().softmax(1)
 
-    def gemm() -> Tensor:
+    def gemm(x: Tensor, p: Tensor, v: Tensor) -> Tensor:
         z = (x @ v.reshape(R * C, d).t()).view(n, R, C)
         u = p[:, None] * (z - (p[:, None] * z).sum(-1, keepdim=True))
         return (u.view(n, R * C).t() @ x).view(R, C, d)
 
-    weight = torch.randn(C, d, device=device, requires_grad=True)
-    y = torch.randint(C, (n,), device=device)
-
-    def double_backward() -> list[Tensor]:
+    def double_backward() -> Tensor:
         loss = torch.nn.functional.cross_entropy(x @ weight.t(), y, reduction="sum")
         (g,) = torch.autograd.grad(loss, weight, create_graph=True)
-        return [torch.autograd.grad(g, weight, r, retain_graph=True)[0] for r in v]
+        return torch.stack([torch.autograd.grad(g, weight, r, retain_graph=True)[0] for r in v])
 
-    call = {
+    want = gemm(x.double(), p.double(), v.double())
+    fast = compiled(gemm)
+    calls = {
         "fastif_ext": lambda: fi.linear_softmax_hvp(x, p, v),
-        "GEMM form": gemm,
+        "GEMM form": lambda: gemm(x, p, v),
+        "torch.compile": lambda: fast(x, p, v),
         "double backward": double_backward,
-    }[name]
-    timed(
-        f"linear_softmax_hvp n={n} d={d} C={C} R={R}", call, floors.linear_softmax_hvp(n, d, C, R)
-    )
+    }
+    return Job(calls, floors.linear_softmax_hvp(n, d, C, R), lambda u: relative_error(u, want))
+
+
+@pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
+@pytest.mark.parametrize("case", cases(LISSA))
+def test_lissa_update(name, case, device, here, rows, compare) -> None:
+    p, R = here(case)
+    p = rows(p) // 10 * 10
+    compare(name, f"lissa_update_ p={p} R={R}", lambda: lissa_update(p, R, device))
+
+
+@pytest.mark.parametrize("name", ["fastif_ext", "eager", "torch.compile"])
+@pytest.mark.parametrize("case", cases(SOFTMAX))
+def test_softmax_hvp(name, case, device, here, rows, compare) -> None:
+    n, C, R = here(case)
+    n = rows(n)
+    compare(name, f"softmax_hvp n={n} C={C} R={R}", lambda: softmax_hvp(n, C, R, device))
+
+
+@pytest.mark.parametrize("name", ["fastif_ext", "GEMM form", "torch.compile", "double backward"])
+@pytest.mark.parametrize("case", cases(LINEAR))
+def test_linear_softmax_hvp(name, case, device, here, rows, compare) -> None:
+    n, d, C, R = here(case)
+    n = rows(n)
+    group = f"linear_softmax_hvp n={n} d={d} C={C} R={R}"
+    compare(name, group, lambda: linear_softmax_hvp(n, d, C, R, device))

@@ -8,13 +8,13 @@ import floors
 import pytest
 import torch
 from cases import cases
+from rounds import Job
 from torch import Tensor
 
 import fastif_ext as fi
 
-Timed = Callable[..., None]
 CLASSES = {
-    "cpu": [(50_000, 10, 160), (1_000_000, 10, 160), (200_000, 100, 100), (1_000_000, 100, 100)],
+    "cpu": [(1_000, 10, 20), (50_000, 10, 160), (1_000_000, 10, 160), (1_000_000, 100, 100)],
     "cuda": [
         (50_000, 10, 160),
         (1_000_000, 10, 160),
@@ -22,7 +22,10 @@ CLASSES = {
         (1_000_000, 1000, 100),
     ],
 }
-POOL = {"cpu": [(50_000, 10), (1_000_000, 10)], "cuda": [(50_000, 10), (1_000_000, 1000)]}
+POOL = {
+    "cpu": [(1_000, 10, 100), (50_000, 10, 400), (1_000_000, 10, 400), (200_000, 100, 400)],
+    "cuda": [(50_000, 10, 400), (1_000_000, 1000, 400)],
+}
 
 
 def gumbel_topk(logits: Tensor, k: int) -> Tensor:
@@ -30,50 +33,69 @@ def gumbel_topk(logits: Tensor, k: int) -> Tensor:
     return (logits.log_softmax(1) + noise).topk(k, dim=0).indices
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Tensor, int], object]] = {
+def torch_multinomial(logits: Tensor, k: int, replacement: bool = False) -> Tensor:
+    if len(logits) > 1 << 24:
+        pytest.skip("torch.multinomial takes 2^24 rows at most")
+    return torch.multinomial(logits.softmax(1).t(), k, replacement)
+
+
+DISTINCT: dict[str, Callable[[Tensor, int], object]] = {
     "fastif_ext": lambda z, k: fi.class_multinomial(z, k, seed=0),
-    "torch.multinomial": lambda z, k: torch.multinomial(z.softmax(1).t(), k),
+    "torch.multinomial": torch_multinomial,
     "torch.multinomial per class": lambda z, k: [
         torch.multinomial(p, k) for p in z.softmax(1).unbind(1)
     ],
     "gumbel + topk": gumbel_topk,
-    "fastif_ext, replacement": lambda z, k: fi.class_multinomial(z, k, replacement=True, seed=0),
-    "torch.multinomial, replacement": lambda z, k: torch.multinomial(z.softmax(1).t(), k, True),
+}
+REPLACEMENT: dict[str, Callable[[Tensor, int], object]] = {
+    "fastif_ext": lambda z, k: fi.class_multinomial(z, k, replacement=True, seed=0),
+    "torch.multinomial": lambda z, k: torch_multinomial(z, k, True),
 }
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", cases(CLASSES))
-def test_class_multinomial(
-    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
-) -> None:
-    n, classes, k = here(case)
-    n = rows(n)
-    k = min(k, n)
-    if name.startswith("torch.multinomial") and n > 1 << 24:
-        pytest.skip("torch.multinomial takes 2^24 rows at most")
-    logits = 3 * torch.randn(n, classes, device=device)
-    group = f"class_multinomial n={n} Y={classes} k={k}"
-    timed(group, lambda: IMPLEMENTATIONS[name](logits, k), floors.read_logits(n, classes))
-
-
-def curvature_twin(logits: Tensor, m: int) -> Tensor:
+def curvature_eager(logits: Tensor, m: int) -> Tensor:
     p = logits.softmax(1)
     return torch.multinomial(1 - p.square().sum(1), m)
 
 
-@pytest.mark.parametrize("name", ["fastif_ext", "eager + torch.multinomial"])
-@pytest.mark.parametrize("case", cases(POOL))
-def test_curvature_multinomial(
-    name: str, case: tuple, device: str, here: Callable, rows: Callable[[int], int], timed: Timed
-) -> None:
-    n, classes = here(case)
-    n = rows(n)
+POOLED: dict[str, Callable[[Tensor, int], object]] = {
+    "fastif_ext": lambda z, m: fi.curvature_multinomial(z, m, seed=0),
+    "eager + torch.multinomial": curvature_eager,
+}
+
+
+def drawing(
+    ways: dict[str, Callable[[Tensor, int], object]], n: int, classes: int, k: int, device: str
+) -> Job:
     logits = 3 * torch.randn(n, classes, device=device)
-    m = min(400, n)
-    call = {
-        "fastif_ext": lambda: fi.curvature_multinomial(logits, m, seed=0),
-        "eager + torch.multinomial": lambda: curvature_twin(logits, m),
-    }[name]
+    calls = {name: lambda way=way: way(logits, k) for name, way in ways.items()}
+    return Job(calls, floors.read_logits(n, classes))
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("case", cases(CLASSES))
+def test_class_multinomial(name, case, device, here, rows, compare) -> None:
+    n, classes, k = here(case)
+    n = rows(n)
+    k = min(k, n)
+    group = f"class_multinomial n={n} Y={classes} k={k}"
+    compare(name, group, lambda: drawing(DISTINCT, n, classes, k, device))
+
+
+@pytest.mark.parametrize("name", REPLACEMENT)
+@pytest.mark.parametrize("case", cases(CLASSES))
+def test_class_multinomial_replacement(name, case, device, here, rows, compare) -> None:
+    n, classes, k = here(case)
+    n = rows(n)
+    group = f"class_multinomial, replacement n={n} Y={classes} k={k}"
+    compare(name, group, lambda: drawing(REPLACEMENT, n, classes, k, device))
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("case", cases(POOL))
+def test_curvature_multinomial(name, case, device, here, rows, compare) -> None:
+    n, classes, m = here(case)
+    n = rows(n)
+    m = min(m, n)
     group = f"curvature_multinomial n={n} Y={classes} m={m}"
-    timed(group, call, floors.read_logits(n, classes))
+    compare(name, group, lambda: drawing(POOLED, n, classes, m, device))

@@ -1,4 +1,4 @@
-"""Sizes by device: launch-bound, cache-sized, memory-bound, large."""
+"""What the benchmarks share: sizes by device, strongest torch.compile, errors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 Sizes = tuple[int, ...]
 
 
 def cases(table: Mapping[str, Sequence[Sizes]]) -> list[object]:
-    """Parameters for every device's sizes; the fixture `here` skips those of other devices."""
+    """Parameters for every device's sizes; the fixture `here` skips those of other devices.
+
+    They go from launch-bound over cache-sized and memory-bound to large.
+    """
     return [
         pytest.param((device, *sizes), id="-".join(map(str, (device, *sizes))))
         for device, all_sizes in table.items()
@@ -23,3 +27,8 @@ def compiled(function: Callable[..., object]) -> Callable[..., object]:
     """torch.compile in its strongest form that can be compared call by call."""
     torch.compiler.reset()
     return torch.compile(function, mode="max-autotune-no-cudagraphs")
+
+
+def relative_error(found: Tensor, want: Tensor) -> float:
+    """|found - want| / |want|, in float64."""
+    return float((found.double() - want.double()).norm() / want.double().norm())

@@ -1,41 +1,44 @@
-"""Options and helpers of the benchmarks.
+"""Options and fixtures of the benchmarks.
 
     make bench                                        # everything, one thread
     make bench ARGS="--threads 2 -k kmeans"           # a part, on two threads
+    make bench ARGS="--long"                          # and what takes minutes: a CNN, class removal
     make bench ARGS="--device cuda"                   # on a GPU, in the sizes of one
 
-Within a group all implementations do the same job on the same data; compare their medians.
+Within a group all implementations do the same job on the same data, in interleaved rounds; compare
+their medians.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import floors
 import pytest
 import torch
+from rounds import Job, Measured, Replay, measure
 
-from fastif_ext.memory import peak_memory
+REPLAY = Replay()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="torch's intra-op threads")
     parser.addoption("--scale", type=float, default=1.0, help="multiplies the number of rows")
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.addoption("--seconds", type=float, default=4.0, help="of rounds, for each group")
+    parser.addoption("--long", action="store_true", help="also run what takes minutes")
 
 
-def synchronized() -> float:
-    """The clock, once the GPU is idle."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes; runs with --long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") == "cuda":
-        for item in items:
-            item.add_marker(pytest.mark.benchmark(timer=synchronized))
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: --long runs it"))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +80,6 @@ def _threads(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """The same data for every implementation."""
     torch.manual_seed(0)
 
 
@@ -88,37 +90,41 @@ def rows(request: pytest.FixtureRequest) -> Callable[[int], int]:
     return lambda n: max(16, int(n * scale))
 
 
-@pytest.fixture
-def timed(benchmark: Any, device: str, roofs: floors.Roofs) -> Callable[..., None]:
-    """Times a call: warm-ups, then rounds of as many calls as take a few milliseconds."""
+@pytest.fixture(scope="session")
+def measured() -> dict[str, tuple[float | None, dict[str, Measured]]]:
+    """By group: the floor in seconds, and what was seen of each implementation."""
+    return {}
 
-    def run(group: str, function: Callable[[], Any], work: floors.Work | None = None) -> None:
-        gpu = device == "cuda"
+
+@pytest.fixture
+def compare(
+    request: pytest.FixtureRequest,
+    benchmark: Any,
+    device: str,
+    roofs: floors.Roofs,
+    measured: dict[str, tuple[float | None, dict[str, Measured]]],
+) -> Callable[..., None]:
+    """Reports one implementation of a job; the first of a group has all of them timed."""
+
+    def report(name: str, group: str, prepare: Callable[[], Job]) -> None:
+        if group not in measured:
+            job = prepare()
+            floor = None if job.work is None else roofs.seconds(job.work)
+            budget = request.config.getoption("--seconds")
+            measured[group] = floor, measure(job, device=device, budget=budget)
+        floor, found = measured[group][0], measured[group][1][name]
+        if found.skipped is not None:
+            pytest.skip(found.skipped)
         benchmark.group = group
         facts = benchmark.extra_info
         facts["threads"] = torch.get_num_threads()
         facts["torch"] = torch.__version__
-        facts["device"] = torch.cuda.get_device_name() if gpu else "cpu"
+        facts["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         facts["copy_bytes_per_second"] = roofs.bytes_per_second
         facts["flops_per_second"] = roofs.flops_per_second
-        if work is not None:
-            facts["floor_seconds"] = roofs.seconds(work)
-        function()
-        calls = 1
-        if gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            start = synchronized()
-            function()
-            seconds = synchronized() - start
-            facts["extra_bytes"] = torch.cuda.max_memory_allocated() - before
-            calls = max(1, min(1000, int(5e-3 / seconds)))
-        else:
-            with peak_memory() as peak:
-                function()
-            if peak.megabytes is not None:
-                facts["extra_bytes"] = int(peak.megabytes * 2**20)
-        benchmark.pedantic(function, rounds=15 if gpu else 5, iterations=calls, warmup_rounds=1)
+        facts["extra_bytes"] = found.extra_bytes
+        facts["error"] = found.error
+        facts["floor_seconds"] = floor
+        benchmark.pedantic(REPLAY.play(found.seconds), rounds=len(found.seconds))
 
-    return run
+    return report

@@ -37,6 +37,8 @@ class Layers:
 
     def __init__(self, total: WeightedLoss, modules: Mapping[nn.Module, Place]) -> None:
         self.total, self.modules = total, modules
+        self.numbers_per_row = 0
+        """What an example's layers give out, once a pass was made."""
 
     @classmethod
     def of(cls, total: WeightedLoss) -> Layers | None:
@@ -88,6 +90,7 @@ class Layers:
         with torch.enable_grad():
             loss = per_example(self.total.loss_fn, outputs, targets).sum()
         probes = [call.probe for call in calls]
+        self.numbers_per_row = sum(p.numel() for p in probes) // max(1, batch_rows(inputs))
         if not loss.requires_grad:
             return calls, [torch.zeros_like(probe) for probe in probes]
         return calls, torch.autograd.grad(loss, probes, allow_unused=True, materialize_grads=True)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from fastif_ext.curvature import check_curvature, last_linear, make_curvature
 from fastif_ext.data import Data, batch_rows, count, cut, take
 from fastif_ext.device import memory_for
-from fastif_ext.directional import directional_derivatives
+from fastif_ext.directional import DirectionalDerivatives
 from fastif_ext.graphs import CudaGraph, recorded
 from fastif_ext.influence import check_rows, make_solver, subset_of
 from fastif_ext.objective import Loss, WeightedLoss
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fastif_ext.samplers import SubsetSampler
 
 TOGETHER = 64  # test examples solved for in one batch
-ROWS = 512  # training examples of one pass
 
 
 def influence_scores(
@@ -43,7 +42,7 @@ def influence_scores(
     tol: float = 1e-3,
     max_iter: int | None = None,
     test_chunk: int = TOGETHER,
-    train_chunk: int = ROWS,
+    train_chunk: int | None = None,
     cuda_graph: CudaGraph = "auto",
     progress: bool = False,
 ) -> Tensor:
@@ -77,7 +76,8 @@ def influence_scores(
         tol: relative residual of each system.
         max_iter: most iterations of a solve.
         test_chunk: right-hand sides solved together; memory grows with test_chunk x p.
-        train_chunk: training examples in one pass.
+        train_chunk: training examples in one pass; by default as many as keep what lies between
+            the layers in a cache, 256 to 8,192.
         cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
         progress: show a progress bar.
 
@@ -98,11 +98,13 @@ def influence_scores(
         tensor([[ 2., -2.],
                 [-2.,  2.]])
     """
-    _check_chunks("influence_scores", test_chunk, train_chunk)
+    _check_chunks("influence_scores", test_chunk, 1 if train_chunk is None else train_chunk)
     job = _Job(model, loss_fn, train, params, sampler, curvature, solver, damping, tol, max_iter)
     tests = WeightedLoss(model, loss_fn, test, params=job.params)
     examples = WeightedLoss(model, loss_fn, train, params=job.params)
-    derivatives = directional_derivatives(examples)
+    derivatives = DirectionalDerivatives(examples)
+    if train_chunk is None:
+        train_chunk = derivatives.rows(min(test_chunk, tests.rows))
     scores = torch.empty(tests.rows, examples.rows, dtype=examples.dtype, device=examples.device)
     row = 0
     passes = _passes(tests, test_chunk) * _passes(examples, train_chunk)

@@ -136,7 +136,7 @@ class TestDirectionalDerivatives:
         torch.testing.assert_close(
             directional.forward_mode(total, x, y, directions), want, **options
         )
-        chosen = directional.directional_derivatives(total)(x, y, directions)
+        chosen = directional.DirectionalDerivatives(total)(x, y, directions)
         torch.testing.assert_close(chosen, want, **options)
         layers = Layers.of(total)
         assert (layers is None) == (name in ("conv-affine", "tokens"))
@@ -146,6 +146,21 @@ class TestDirectionalDerivatives:
             assert close == (name != "loose")  # forward mode stands in there
         assert all(m.training for m in model.modules())
         assert not any(m._forward_hooks for m in model.modules())
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_rows_of_a_pass(self, name: str) -> None:
+        """More rows for a small network and for few directions, within limits."""
+        model, loss, x, y = case(name)
+        chosen = directional.DirectionalDerivatives(WeightedLoss(model, loss, (x, y)))
+        rows = [chosen.rows(count) for count in (1, 8, 10**6)]
+        if name in ("conv-affine", "tokens", "loose"):
+            assert rows == [512, 512, 512]
+            return
+        assert 8192 >= rows[0] >= rows[1] >= rows[2] == 256
+        if name == "mlp":  # 3 outputs after a hidden layer
+            width = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+            assert chosen.layers is not None
+            assert chosen.layers.numbers_per_row == width
 
     def test_gradients_a_few_rows_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, loss, x, y = case("conv")
