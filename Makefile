@@ -26,7 +26,7 @@ else
 endif
 
 TOOLS := "setuptools>=77" "pybind11>=2.12" ninja wheel
-.PHONY: demo test native-test cuda-check bench gpu gpu-experiments lint install which-python clean
+.PHONY: demo test native-test cuda-check bench bench-peers gpu gpu-experiments lint install which-python clean
 
 demo: install
 	cd build && $(PY) -m fastif_ext demo --output ../demo
@@ -60,10 +60,19 @@ cuda-check:
 	cmake --build build/cuda --parallel $$(nproc) --target fastif_cuda
 	.ci/cuda_report build/cuda/sm_*
 
+# Benchmarks, their table and their page, in build/bench; OUTPUT=bench/results renews the committed
+# ones. `make bench-peers` first installs what solvers and k-means are compared with.
+OUTPUT ?= build/bench/results
 bench: install
-	mkdir -p build/bench
+	mkdir -p build/bench $(OUTPUT)
 	cd build && $(PY) -m pytest ../bench -o python_files='bench_*.py' --benchmark-columns=median,iqr \
 	  --benchmark-sort=name --benchmark-json=bench/cpu.json $(ARGS)
+	$(PY) bench/report.py build/bench/cpu.json $(OUTPUT)/cpu-1-thread.json
+	cd build && $(PY) ../bench/scaling.py --output $(abspath $(OUTPUT))
+	$(PY) bench/performance.py $(OUTPUT)
+
+bench-peers: $(READY)
+	$(PY) -m pip install -q --no-build-isolation ".[peers]"
 
 # On a machine with a GPU, nvcc and a CUDA torch; PYTHON is used as it is.
 RESULTS ?= bench/results

@@ -96,6 +96,15 @@ def measured() -> dict[str, tuple[float | None, dict[str, Measured]]]:
     return {}
 
 
+def _asked_for(request: pytest.FixtureRequest) -> set[str]:
+    """The implementations of this job that are to run in this session."""
+    return {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.originalname == request.node.originalname and item.path == request.node.path
+    }
+
+
 @pytest.fixture
 def compare(
     request: pytest.FixtureRequest,
@@ -108,7 +117,7 @@ def compare(
 
     def report(name: str, group: str, prepare: Callable[[], Job]) -> None:
         if group not in measured:
-            job = prepare()
+            job = prepare().only(_asked_for(request))
             floor = None if job.work is None else roofs.seconds(job.work)
             budget = request.config.getoption("--seconds")
             measured[group] = floor, measure(job, device=device, budget=budget)

@@ -1,10 +1,10 @@
-"""Turn pytest-benchmark's JSON into a table of medians and ratios, and a compact JSON to keep.
+"""Turn pytest-benchmark's JSON into a compact JSON to keep, and print its table.
 
-python bench/report.py build/bench/cpu.json bench/results/cpu.json
-python bench/report.py build/bench/cuda.json bench/results/h200.json
+python bench/report.py build/bench/cpu.json bench/results/cpu-1-thread.json
 
-`% of floor` is the least time that the job's bytes and arithmetic need on this machine (floors.py),
-as a share of our median.
+Several files are merged in their order, a later one's groups replacing an earlier one's:
+
+python bench/report.py first.json second.json bench/results/cpu-1-thread.json
 """
 
 from __future__ import annotations
@@ -41,24 +41,26 @@ def clocks() -> dict[str, str]:
 
 
 def compact(raw: dict[str, Any]) -> dict[str, Any]:
-    """Medians and spreads by group and implementation, in milliseconds."""
+    """Milliseconds, floors, memory and errors by group and implementation."""
     groups: dict[str, dict[str, Any]] = {}
     for run in raw["benchmarks"]:
         stats = {k: round(1e3 * run["stats"][k], 5) for k in ("median", "iqr", "min")}
         extra = run["extra_info"]
-        if "floor_seconds" in extra:
+        stats["rounds"] = run["stats"]["rounds"]
+        if extra["floor_seconds"] is not None:
             stats["floor"] = round(1e3 * extra["floor_seconds"], 5)
-        if "extra_bytes" in extra:
+        if extra["extra_bytes"] is not None:
             stats["extra_mb"] = round(extra["extra_bytes"] / 1e6, 2)
+        if extra["error"] is not None:
+            stats["error"] = float(f"{extra['error']:.3g}")
         groups.setdefault(run["group"], {})[run["params"]["name"]] = stats
     cpu = raw["machine_info"]["cpu"]
     extra = raw["benchmarks"][0]["extra_info"]
-    gpu = extra["device"] != "cpu"
     return {
         "date": raw["datetime"][:19],
         "commit": commit(),
         "device": extra["device"],
-        **({"clocks": clocks()} if gpu else {}),
+        **({"clocks": clocks()} if extra["device"] != "cpu" else {}),
         "cpu": cpu.get("brand_raw", platform.machine()),
         "avx512": "avx512f" in cpu.get("flags", []),
         "threads": extra["threads"],
@@ -69,37 +71,41 @@ def compact(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def table(groups: dict[str, Any]) -> str:
     """A markdown table: our median, its share of the floor, and what the others take."""
     lines = [
         "| case | fastif_ext, ms | % of floor | others, as a multiple of ours |",
         "|---|---|---|---|",
     ]
-    for group, runs in result["milliseconds"].items():
-        for name, stats in runs.items():
-            if not name.startswith(OURS):
-                continue
-            suffix = name.removeprefix(OURS)
-            others = [
-                f"{other.removesuffix(suffix)} {runs[other]['median'] / stats['median']:.1f}x"
-                for other in runs
-                if not other.startswith(OURS) and other.endswith(suffix)
-                and ("replacement" in other) == ("replacement" in suffix)
-            ]  # fmt: skip
-            share = f"{100 * stats['floor'] / stats['median']:.0f}" if "floor" in stats else ""
-            lines.append(
-                f"| {group}{suffix} | {stats['median']:.3f} | {share} | {', '.join(others)} |"
-            )
+    for group, runs in groups.items():
+        if OURS not in runs:
+            continue
+        own = runs[OURS]
+        others = [
+            f"{name.removeprefix(f'{OURS}, ')} {stats['median'] / own['median']:.1f}x"
+            for name, stats in runs.items()
+            if name != OURS
+        ]
+        share = f"{100 * own['floor'] / own['median']:.0f}" if "floor" in own else ""
+        lines.append(f"| {group} | {number(own['median'])} | {share} | {', '.join(others)} |")
     return "\n".join(lines)
 
 
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def main() -> None:
-    """Read, write and print."""
-    source, target = map(Path, sys.argv[1:3])
-    result = compact(json.loads(source.read_text()))
+    """Read, merge, write and print."""
+    *sources, target = map(Path, sys.argv[1:])
+    result: dict[str, Any] = {}
+    for source in sources:
+        new = compact(json.loads(source.read_text()))
+        result = {**new, "milliseconds": {**result.get("milliseconds", {}), **new["milliseconds"]}}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+    print(table(result["milliseconds"]))
 
 
 if __name__ == "__main__":

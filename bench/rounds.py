@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import floors
@@ -21,7 +21,8 @@ from fastif_ext.memory import peak_memory
 
 Call = Callable[[], Any]
 SHORTEST = 2e-3  # a sample is a mean over as many calls as take this many seconds
-SLOW = 3.0  # a call that takes longer has no call before it that is not measured
+SLOW = 3.0  # the first call of what takes longer counts already
+MINUTE = 60.0  # a round that takes longer is made once
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Job:
     """What any of them must do at the least."""
     error: Callable[[Any], float] | None = None
     """Of what a call returns."""
+
+    def only(self, names: Collection[str]) -> Job:
+        """The job without the other implementations."""
+        return replace(self, calls={k: v for k, v in self.calls.items() if k in names})
 
 
 @dataclass
@@ -76,10 +81,12 @@ def measure(job: Job, *, device: str, budget: float) -> dict[str, Measured]:
     Args:
         job: what to time.
         device: "cpu" or "cuda".
-        budget: seconds for the rounds; there are at least 3 and at most 25 of them.
+        budget: seconds for the rounds; there are at least 3 and at most 25 of them, one where it
+            takes more than a minute.
     """
     found = {name: Measured() for name in job.calls}
     repeats: dict[str, int] = {}
+    taken = 0.0
     for name, call in job.calls.items():
         try:
             seconds = _first(call, found[name], device, job.error)
@@ -87,9 +94,13 @@ def measure(job: Job, *, device: str, budget: float) -> dict[str, Measured]:
             found[name].skipped = str(skipped)
             continue
         repeats[name] = max(1, min(1000, int(SHORTEST / seconds)))
+        taken += seconds
+        if seconds > SLOW:
+            found[name].seconds.append(seconds)
     end, order = time.perf_counter() + budget, list(repeats)
+    least = 3 if taken < MINUTE else 1
     for turn in range(25):
-        if turn >= 3 and time.perf_counter() > end:
+        if turn >= least and time.perf_counter() > end:
             break
         for name in order:
             found[name].seconds.append(_seconds(job.calls[name], repeats[name], device))
@@ -99,7 +110,7 @@ def measure(job: Job, *, device: str, budget: float) -> dict[str, Measured]:
 
 def _first(call: Call, found: Measured, device: str, error: Callable[[Any], float] | None) -> float:
     """Fills in memory and error; seconds of the last call made."""
-    for _ in range(3):  # compiles, loads, plans; then settles
+    for _ in range(2):
         with peak_memory(torch.device(device)) as peak:
             start = time.perf_counter()
             result = call()
@@ -107,6 +118,7 @@ def _first(call: Call, found: Measured, device: str, error: Callable[[Any], floa
             seconds = time.perf_counter() - start
         if seconds > SLOW:
             break
+        seconds = _seconds(call, 1, device)  # the first one compiled, loaded, planned
     if peak.megabytes is not None:
         found.extra_bytes = int(peak.megabytes * 2**20)
     if error is not None:

@@ -36,6 +36,7 @@ class DirectionalDerivatives:
         self.layers = layers if layers is not None and _agrees(layers, total) else None
 
     def __call__(self, inputs: Any, targets: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        """[R, b], the derivative of each example's loss along each direction."""
         found = self.layers and self.layers.derivatives(inputs, targets, directions)
         if found is None:
             return forward_mode(self.total, inputs, targets, directions)
