@@ -58,6 +58,28 @@ def lissa_update(p: int, R: int, device: str) -> Job:
     return Job(calls, floors.lissa_update(p, R))
 
 
+def hvp_accumulate(p: int, R: int, device: str, dtype: torch.dtype = torch.float32) -> Job:
+    """One mini-batch's products, in the parameters' shapes, added to the sum."""
+    hvp = [torch.randn(R, p // 10, device=device).to(dtype) for _ in range(10)]
+    acc = torch.zeros(R, p, device=device)
+    sums = [torch.zeros(R, p // 10, device=device) for _ in range(10)]
+    weight = 0.25
+
+    def foreach() -> None:
+        torch._foreach_add_(sums, hvp, alpha=weight)
+
+    def eager() -> None:
+        acc.add_(torch.cat([t.reshape(R, -1) for t in hvp], 1), alpha=weight)
+
+    calls = {
+        "fastif_ext": lambda: fi.hvp_accumulate_(acc, hvp, weight),
+        "torch._foreach": foreach,
+        "eager": eager,
+        "torch.compile": compiled(eager),
+    }
+    return Job(calls, floors.hvp_accumulate(p, R, product=hvp[0].element_size()))
+
+
 def softmax_hvp(n: int, C: int, R: int, device: str) -> Job:
     p = torch.randn(n, C, device=device).softmax(1)
     z, w = torch.randn(R, n, C, device=device), torch.rand(n, device=device)
@@ -109,6 +131,24 @@ def test_lissa_update(name, case, device, here, rows, compare) -> None:
     p, R = here(case)
     p = rows(p) // 10 * 10
     compare(name, f"lissa_update_ p={p} R={R}", lambda: lissa_update(p, R, device))
+
+
+@pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
+@pytest.mark.parametrize("case", cases(LISSA))
+def test_hvp_accumulate(name, case, device, here, rows, compare) -> None:
+    p, R = here(case)
+    p = rows(p) // 10 * 10
+    compare(name, f"hvp_accumulate_ p={p} R={R}", lambda: hvp_accumulate(p, R, device))
+
+
+@pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", cases({"cpu": [(1_000_000, 8)], "cuda": [(10_000_000, 8)]}))
+def test_hvp_accumulate_half(name, dtype, case, device, here, rows, compare) -> None:
+    p, R = here(case)
+    p = rows(p) // 10 * 10
+    group = f"hvp_accumulate_ {dtype} p={p} R={R}"
+    compare(name, group, lambda: hvp_accumulate(p, R, device, getattr(torch, dtype)))
 
 
 @pytest.mark.parametrize("name", ["fastif_ext", "eager", "torch.compile"])

@@ -29,21 +29,22 @@ POOL = {
 
 
 def gumbel_topk(logits: Tensor, k: int) -> Tensor:
-    noise = torch.empty_like(logits).exponential_().log_().neg_()
-    return (logits.log_softmax(1) + noise).topk(k, dim=0).indices
+    z = logits.float()
+    noise = torch.empty_like(z).exponential_().log_().neg_()
+    return (z.log_softmax(1) + noise).topk(k, dim=0).indices
 
 
 def torch_multinomial(logits: Tensor, k: int, replacement: bool = False) -> Tensor:
     if len(logits) > 1 << 24:
         pytest.skip("torch.multinomial takes 2^24 rows at most")
-    return torch.multinomial(logits.softmax(1).t(), k, replacement)
+    return torch.multinomial(logits.float().softmax(1).t(), k, replacement)
 
 
 DISTINCT: dict[str, Callable[[Tensor, int], object]] = {
     "fastif_ext": lambda z, k: fi.class_multinomial(z, k, seed=0),
     "torch.multinomial": torch_multinomial,
     "torch.multinomial per class": lambda z, k: [
-        torch.multinomial(p, k) for p in z.softmax(1).unbind(1)
+        torch.multinomial(p, k) for p in z.float().softmax(1).unbind(1)
     ],
     "gumbel + topk": gumbel_topk,
 }
@@ -54,7 +55,7 @@ REPLACEMENT: dict[str, Callable[[Tensor, int], object]] = {
 
 
 def curvature_eager(logits: Tensor, m: int) -> Tensor:
-    p = logits.softmax(1)
+    p = logits.float().softmax(1)
     return torch.multinomial(1 - p.square().sum(1), m)
 
 
@@ -65,11 +66,16 @@ POOLED: dict[str, Callable[[Tensor, int], object]] = {
 
 
 def drawing(
-    ways: dict[str, Callable[[Tensor, int], object]], n: int, classes: int, k: int, device: str
+    ways: dict[str, Callable[[Tensor, int], object]],
+    n: int,
+    classes: int,
+    k: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Job:
-    logits = 3 * torch.randn(n, classes, device=device)
+    logits = (3 * torch.randn(n, classes, device=device)).to(dtype)
     calls = {name: lambda way=way: way(logits, k) for name, way in ways.items()}
-    return Job(calls, floors.read_logits(n, classes))
+    return Job(calls, floors.read_logits(n, classes, item=logits.element_size()))
 
 
 @pytest.mark.parametrize("name", DISTINCT)
@@ -99,3 +105,30 @@ def test_curvature_multinomial(name, case, device, here, rows, compare) -> None:
     m = min(m, n)
     group = f"curvature_multinomial n={n} Y={classes} m={m}"
     compare(name, group, lambda: drawing(POOLED, n, classes, m, device))
+
+
+HALF = {"cpu": [(200_000, 100, 100)], "cuda": [(1_000_000, 1000, 100)]}
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", cases(HALF))
+def test_class_multinomial_half(name, dtype, case, device, here, rows, compare) -> None:
+    n, classes, k = here(case)
+    n = rows(n)
+    k = min(k, n)
+    group = f"class_multinomial {dtype} n={n} Y={classes} k={k}"
+    kind = getattr(torch, dtype)
+    compare(name, group, lambda: drawing(DISTINCT, n, classes, k, device, kind))
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", cases(HALF))
+def test_curvature_multinomial_half(name, dtype, case, device, here, rows, compare) -> None:
+    n, classes, m = here(case)
+    n = rows(n)
+    m = min(m, n)
+    group = f"curvature_multinomial {dtype} n={n} Y={classes} m={m}"
+    kind = getattr(torch, dtype)
+    compare(name, group, lambda: drawing(POOLED, n, classes, m, device, kind))

@@ -167,21 +167,28 @@ def _check_products(op: str, name: str, state: Tensor, hvp: Sequence[Tensor]) ->
         raise ValueError(f"{op}: hvp is empty; pass one tensor [R, *shape] per parameter")
     if not state.is_contiguous():
         raise ValueError(f"{op}: {name} must be contiguous, it is updated in place")
-    for t in products:
-        if t.dim() < 1 or t.shape[0] != state.shape[0]:
+    R, total, dtype = state.shape[0], 0, products[0].dtype
+    alike = True
+    for t in products:  # one look at each: with many small parameters this loop is what takes time
+        if t.dim() < 1 or t.shape[0] != R:
             raise ValueError(
-                f"{op}: hvp has a tensor of shape {shape(t)}; each must begin with "
-                f"R = {state.shape[0]}"
+                f"{op}: hvp has a tensor of shape {shape(t)}; each must begin with R = {R}"
             )
-    total = sum(t.shape[1:].numel() for t in products)
-    if total != state.shape[1]:
+        total += t.numel()
+        alike &= t.dtype == dtype and t.device == state.device and not t.requires_grad
+    if total != state.numel():
         raise ValueError(
-            f"{op}: hvp has {total} elements per right-hand side, {name} has p = {state.shape[1]}"
+            f"{op}: hvp has {total // max(R, 1)} elements per right-hand side, {name} has p = "
+            f"{state.shape[1]}"
         )
     allowed = [state.dtype]
     if state.dtype == torch.float32:
         allowed += [torch.float16, torch.bfloat16]
-    if products[0].dtype not in allowed or any(t.dtype != products[0].dtype for t in products):
+    if alike and dtype in allowed:
+        check_same_device(op, **{name: state})
+        check_no_grad(op, **{name: state})
+        return products
+    if any(t.dtype not in allowed or t.dtype != dtype for t in products):
         raise TypeError(
             f"{op}: hvp has dtypes {sorted({str(t.dtype) for t in products})}; {name} is "
             f"{state.dtype}, so all must be one of {[str(d) for d in allowed]}"
