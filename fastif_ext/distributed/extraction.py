@@ -1,0 +1,139 @@
+"""One pass of a model over a DataLoader, every rank its part of the batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fastif_ext.distributed.ranks import Ranks, joined
+from fastif_ext.distributed.shards import loader_batches, loader_part, model_fingerprint
+from fastif_ext.extract import Extracted, Layer
+from fastif_ext.extract import extract as extract_here
+
+
+class ExtractedShard(NamedTuple):
+    """A rank's part of what one pass over n rows gave, on the CPU."""
+
+    first_row: int
+    """Number of its first row in the whole."""
+    n: int
+    """Rows of the whole."""
+    logits: Tensor
+    """[b, Y], b may be 0."""
+    features: Tensor | None
+    """[b, d], or None on all ranks."""
+    labels: Tensor | None
+    """int64 [b], or None on all ranks."""
+
+
+def extract(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    *,
+    layer: Layer = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    group: dist.ProcessGroup | Ranks | None = None,
+) -> ExtractedShard:
+    """Run the model once over the loader's rows, every rank over its part of them.
+
+    The batches stay as they are and are shared out in contiguous stretches, so that the rows'
+    logits and features are the same bits on any number of ranks (of the same kind of machine, with
+    the same number of threads).
+
+    Args:
+        model: as for fastif_ext.extract, and so are all that are not explained here.
+        loader: the whole data, the same on all ranks: a map-style dataset in order.
+        layer: where features come from.
+        device: where the model runs.
+        progress: show a progress bar, on rank 0.
+        group: a process group, the default one if None; or Ranks, which have a timeout.
+
+    Returns:
+        ExtractedShard, this rank's rows; `gathered` puts them together.
+
+    Raises:
+        ValueError: as fastif_ext.extract; a loader that shuffles or samples.
+        RankError: ranks disagree, one failed, or one does not come.
+
+    Example:
+        >>> import torch, torch.distributed as dist, fastif_ext as fi
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> data = DataLoader(TensorDataset(torch.randn(10, 4)), batch_size=4)
+        >>> fi.distributed.extract(torch.nn.Linear(4, 3), data, progress=False).logits.shape
+        torch.Size([10, 3])
+        >>> dist.destroy_process_group()
+    """
+    with joined(group) as ranks:
+        with ranks.telling("extract"):
+            batches = loader_batches(loader)
+            part, rows = loader_part(loader, ranks.rank, ranks.size)
+            facts = {
+                "length of the data": len(loader.dataset),  # type: ignore[arg-type]
+                "batch_size": max(map(len, batches), default=0),
+                "layer": layer if isinstance(layer, str) else type(layer).__name__,
+                "model": model_fingerprint(model),
+            }
+        ranks.meet("extract", **facts)
+        got = None
+        with ranks.telling("extract"):
+            if rows or not batches:  # without any row it says what is wrong
+                show = progress and ranks.rank == 0
+                got = extract_here(model, part, layer=layer, device=device, progress=show)
+        return ExtractedShard(rows.start, batches[-1].stop, *_filled(ranks, got))
+
+
+def gathered(
+    shard: ExtractedShard,
+    *,
+    to: int | None = None,
+    group: dist.ProcessGroup | Ranks | None = None,
+) -> Extracted | None:
+    """All ranks' rows put together, on all ranks or on one.
+
+    Args:
+        shard: what extract gave on this rank.
+        to: the rank that gets the whole, the others get None; None for all.
+        group: as for extract.
+
+    Returns:
+        Extracted(logits [n, Y], features [n, d] or None, labels int64 [n] or None).
+
+    Raises:
+        RankError: ranks disagree, one failed, or one does not come.
+    """
+    with joined(group) as ranks:
+        ranks.meet("gathered", **{"length of the data": shard.n})
+        logits, features, labels = (
+            None if rows is None else ranks.gather_rows(f"gathered: {name}", rows, to=to)
+            for name, rows in zip(shard._fields[2:], shard[2:], strict=True)
+        )
+    return None if logits is None else Extracted(logits, features, labels)
+
+
+def _filled(ranks: Ranks, got: Extracted | None) -> Extracted:
+    """What a rank without rows lacks: tensors of no rows, as wide as those of the others."""
+    said = ranks.meet(
+        "extract: rows",
+        None
+        if got is None
+        else [None if t is None else [list(t.shape[1:]), str(t.dtype)] for t in got],
+    )
+    if got is not None:
+        return got
+    kinds = next(words for words in said if words is not None)
+    logits, features, labels = (
+        None if kind is None else torch.empty(0, *kind[0], dtype=_dtype(kind[1])) for kind in kinds
+    )
+    assert logits is not None
+    return Extracted(logits, features, labels)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found
