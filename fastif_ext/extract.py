@@ -8,11 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fastif_ext.data import batch_rows, call, device_of, evaluating, split_batch, to_device
+from fastif_ext.data import (
+    batch_rows,
+    call,
+    device_of,
+    evaluating,
+    split_batch,
+    to_device,
+)
 from fastif_ext.device import memory_for
+from fastif_ext.loaders import batch_count, batch_range, refuse_shuffling, start
 
 Layer = str | Callable[[Any], Tensor] | None
 
@@ -93,24 +101,38 @@ def extract(
 
 
 def stream(
-    model: nn.Module,
+    model: nn.Module | None,
     loader: DataLoader[Any],
     *,
     layer: Layer = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    first_batch: int = 0,
+    stop_batch: int | None = None,
+    first_row: int = 0,
 ) -> Iterator[ExtractedBatch]:
-    """The same pass, batch by batch, for what needs no more than one batch in memory."""
-    _refuse_shuffling(loader)
+    """The same pass, batch by batch, for what needs no more than one batch in memory.
+
+    Args:
+        model: as for extract; None where logits are not needed: they are [b, 0] then.
+        loader: as for extract.
+        layer: as for extract.
+        device: as for extract.
+        progress: show a progress bar.
+        first_batch: begin at this batch of the loader. Of a map-style dataset those before it are
+            not loaded, of an iterable one they are read and dropped.
+        stop_batch: end before this batch.
+        first_row: number of the first row of the first batch.
+    """
+    refuse_shuffling(loader)
+    if model is None:
+        yield from _labels(loader, first_batch, stop_batch, first_row, progress)
+        return
     device = device_of(model) if device is None else device
     network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
-    row_offset = 0
+    row_offset = first_row
     with evaluating(model), _capture(model, name) as captured:
-        rng = torch.get_rng_state()
-        iterator = iter(loader)  # draws a seed for its workers from torch's global generator
-        torch.set_rng_state(rng)
-        size = len(loader) if hasattr(loader, "__len__") else None
-        for batch in tqdm(iterator, "logits", size, unit="batch", disable=not progress):
+        for batch in _read(loader, first_batch, stop_batch, progress):
             inputs, labels = split_batch(batch)
             rows = batch_rows(inputs)
             with (
@@ -133,6 +155,25 @@ def stream(
                 None if labels is None else torch.as_tensor(labels).cpu().long(),
             )
             row_offset += logits.shape[0]
+
+
+def _labels(
+    loader: DataLoader[Any], first: int, stop: int | None, row: int, progress: bool
+) -> Iterator[ExtractedBatch]:
+    """The pass without a model."""
+    for batch in _read(loader, first, stop, progress):
+        inputs, labels = split_batch(batch)
+        labels = None if labels is None else torch.as_tensor(labels).cpu().long()
+        yield ExtractedBatch(row, torch.empty(batch_rows(inputs), 0), None, labels)
+        row += batch_rows(inputs)
+
+
+def _read(loader: DataLoader[Any], first: int, stop: int | None, progress: bool) -> Iterator[Any]:
+    """The batches first <= i < stop of the loader, behind a progress bar."""
+    iterator = start(batch_range(loader, first, stop))
+    size = batch_count(loader)
+    total = size if stop is None or size is None else min(stop, size)
+    yield from tqdm(iterator, "logits", total, unit="batch", initial=first, disable=not progress)
 
 
 @contextmanager
@@ -168,12 +209,3 @@ def _capture(model: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
         yield captured
     finally:
         handle.remove()
-
-
-def _refuse_shuffling(loader: DataLoader[Any]) -> None:
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
-        raise ValueError(
-            f"loader draws its rows with a {type(sampler).__name__}, so the sampled rows could not "
-            f"be found in the dataset again; pass a DataLoader with shuffle=False"
-        )

@@ -11,9 +11,10 @@ paper's (arXiv 2510.26776) and weigh their rows equally, as the paper does.
 """
 
 from fastif_ext.samplers.base import SubsetSampler
-from fastif_ext.samplers.curvature import CurvatureSampler, ResidualSampler
+from fastif_ext.samplers.curvature import CurvatureSampler
 from fastif_ext.samplers.feature import FeatureSampler
 from fastif_ext.samplers.logit import LogitSampler
+from fastif_ext.samplers.residual import ResidualSampler
 from fastif_ext.samplers.uniform import AllRows, RandomSampler, StratifiedSampler
 from fastif_ext.samplers.weighted import WeightedRandomSampler
 

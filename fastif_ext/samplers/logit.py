@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -10,8 +11,16 @@ from torch.utils.data import DataLoader
 
 from fastif_ext import ops
 from fastif_ext.device import with_kernels
-from fastif_ext.extract import stream
-from fastif_ext.samplers.base import SubsetSampler, check_labels, check_logits
+from fastif_ext.extract import ExtractedBatch
+from fastif_ext.samplers.base import (
+    SubsetSampler,
+    check_labels,
+    check_logits,
+    require_labels,
+    row_blocks,
+)
+from fastif_ext.samplers.drive import drive
+from fastif_ext.samplers.fold import Fold
 
 
 class LogitSampler(SubsetSampler):
@@ -46,9 +55,11 @@ class LogitSampler(SubsetSampler):
         labels: Tensor | None = None,
         seed: int = 0,
     ) -> None:
-        logits = check_logits("LogitSampler", logits)
-        sample = self._draw(logits, samples_per_class, replacement, labels, seed, row_offset=0)
-        self._finish(len(logits), sample)
+        fold = LogitFold(
+            samples_per_class, replacement=replacement, by_label=labels is not None, seed=seed
+        )
+        fold.update(ExtractedBatch(0, logits, None, labels))
+        super().__init__(*fold.subset())
 
     @classmethod
     def from_loader(
@@ -62,6 +73,7 @@ class LogitSampler(SubsetSampler):
         seed: int = 0,
         device: torch.device | str | None = None,
         progress: bool = True,
+        state: str | os.PathLike[str] | None = None,
     ) -> LogitSampler:
         """The same sampler in one pass over a loader, in O(k Y) memory.
 
@@ -76,49 +88,93 @@ class LogitSampler(SubsetSampler):
             seed: the same seed draws the same rows.
             device: where the model runs.
             progress: show a progress bar.
+            state: a file that keeps what was read, to go on after an interruption; see
+                fastif_ext.samplers.drive.
         """
-        total, n = None, 0
-        for batch in stream(model, loader, device=device, progress=progress):
-            logits = with_kernels(batch.logits)
-            logits = check_logits("LogitSampler", logits, first_row=batch.row_offset)
-            if by_label and batch.labels is None:
-                raise ValueError("LogitSampler: by_label=True, but the loader's batches hold none")
-            labels = batch.labels if by_label else None
-            part = cls._draw(logits, samples_per_class, replacement, labels, seed, batch.row_offset)
-            total = part if total is None else ops.merge_samples(total, part)
-            n += len(logits)
-        if total is None:
-            raise ValueError("LogitSampler: loader gave no batch")
-        sampler = cls.__new__(cls)
-        sampler._finish(n, total)
+        fold = LogitFold(samples_per_class, replacement=replacement, by_label=by_label, seed=seed)
+        sampler: LogitSampler = drive(
+            fold, model, loader, device=device, progress=progress, state=state
+        )
         return sampler
 
-    @staticmethod
-    def _draw(
-        logits: Tensor,
-        k: int,
-        replacement: bool,
-        labels: Tensor | None,
-        seed: int,
-        row_offset: int,
-    ) -> ops.ClassSample:
-        if labels is None:
-            return ops.class_multinomial(
-                logits, k, replacement=replacement, seed=seed, row_offset=row_offset
-            )
-        labels = check_labels("LogitSampler", labels, n=len(logits), classes=logits.shape[1])
-        probs = logits.softmax(1, dtype=torch.float32)
-        place = labels[:, None].to(probs.device)
-        own = torch.zeros_like(probs).scatter_(1, place, probs.gather(1, place))
-        return ops.bottom_k(own.T, k, replacement=replacement, seed=seed, row_offset=row_offset)
 
-    def _finish(self, n: int, sample: ops.ClassSample) -> None:
-        short = (sample.rows < 0).any(1).nonzero().flatten().tolist()
+class LogitFold(Fold):
+    """The k best rows of each class: O(k Y) memory, whatever the number of rows."""
+
+    sampler = LogitSampler
+
+    def __init__(
+        self,
+        samples_per_class: int,
+        *,
+        replacement: bool = False,
+        by_label: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            samples_per_class=samples_per_class,
+            replacement=replacement,
+            by_label=by_label,
+            seed=seed,
+        )
+        self.by_label = by_label
+        self._options: dict[str, Any] = {"replacement": replacement, "seed": seed}
+        self.k = samples_per_class
+        self._sample: ops.ClassSample | None = None
+
+    def _update(self, batch: ExtractedBatch) -> None:
+        logits = check_logits(self.name, with_kernels(batch.logits), first_row=batch.row_offset)
+        if self.by_label:
+            n, classes = logits.shape
+            labels = require_labels(self.name, batch.labels)
+            labels = check_labels(self.name, labels, n=n, classes=classes).to(logits.device)
+            for rows in row_blocks(logits):
+                self._add(
+                    ops.bottom_k(
+                        _own_probabilities(logits[rows], labels[rows]).T,
+                        self.k,
+                        row_offset=batch.row_offset + rows.start,
+                        **self._options,
+                    )
+                )
+        else:
+            self._add(
+                ops.class_multinomial(logits, self.k, row_offset=batch.row_offset, **self._options)
+            )
+
+    def _add(self, sample: ops.ClassSample) -> None:
+        if self._sample is not None:
+            sample = ops.merge_samples(self._sample, _moved(sample, self._sample.rows.device))
+        self._sample = sample
+
+    def _merge(self, other: Any) -> None:
+        assert other._sample is not None
+        self._add(other._sample)
+
+    def _state(self) -> dict[str, Any]:
+        return {} if self._sample is None else _moved(self._sample, "cpu")._asdict()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._sample = ops.ClassSample(**state) if state else None
+
+    def _draw(self) -> tuple[Tensor, None]:
+        assert self._sample is not None
+        rows = self._sample.rows
+        short = (rows < 0).any(1).nonzero().flatten().tolist()
         if short:
-            k, y = sample.rows.shape[1], short[0]
             raise ValueError(
-                f"LogitSampler: samples_per_class = {k}, but class {y} has only "
-                f"{int((sample.rows[y] >= 0).sum())} rows of positive probability; lower it or use "
+                f"LogitSampler: samples_per_class = {self.k}, but class {short[0]} has only "
+                f"{int((rows[short[0]] >= 0).sum())} rows of positive probability; lower it or use "
                 f"replacement=True"
             )
-        SubsetSampler.__init__(self, n, sample.rows.flatten())
+        return rows.flatten(), None
+
+
+def _own_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """The softmax where the class is the row's label, 0 elsewhere, float32 [n, Y]."""
+    probs, place = logits.softmax(1, dtype=torch.float32), labels[:, None]
+    return torch.zeros_like(probs).scatter_(1, place, probs.gather(1, place))
+
+
+def _moved(sample: ops.ClassSample, device: torch.device | str) -> ops.ClassSample:
+    return ops.ClassSample(*(t.to(device) for t in sample))
