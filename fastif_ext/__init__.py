@@ -4,7 +4,7 @@ Choose a representative subset of the training data (samplers), take the curvatu
 (Hessian), solve for the change of parameters (lissa, cg), remove a class (remove_class).
 """
 
-from fastif_ext import reference
+from fastif_ext import distributed, reference
 from fastif_ext.build import build_info
 from fastif_ext.curvature import GaussNewton, Hessian, LinearSoftmaxHessian
 from fastif_ext.diagnosis import Diagnosis, Finding, diagnose
@@ -109,6 +109,7 @@ __all__ = [
     "curvature_multinomial",
     "curvature_sizes",
     "diagnose",
+    "distributed",
     "effective_sample_size",
     "exact",
     "extract",

@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader
 from fastif_ext.curvature import make_curvature
 from fastif_ext.curvature.operator import check_vector
 from fastif_ext.data import Data, count
-from fastif_ext.distributed.ranks import Ranks, joined, opened
+from fastif_ext.distributed.facts import model_bits
+from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.distributed.shards import (
-    bit_sum,
-    loader_batches,
     loader_part,
-    model_fingerprint,
     part_of,
     shard,
 )
+from fastif_ext.loaders import batch_range
 from fastif_ext.objective import Loss
 from fastif_ext.objective import mean_gradient as mean_gradient_here
 from fastif_ext.parameters import Params, Selection
@@ -86,8 +85,7 @@ class DistributedOperator:
         with self.ranks.telling("H @ v"):
             check_vector(v, self.dim, self.dtype, self.device)
             product = (self.local @ v) * self.factor
-            bits = bit_sum(v)
-        self.ranks.meet("H @ v", v=f"{list(v.shape)} with bits {bits:x}")
+        self.ranks.meet("H @ v", v=v)
         return self.ranks.all_reduce("the sum of H @ v", product)
 
 
@@ -183,18 +181,18 @@ def mean_gradient(
         ValueError: as fastif_ext.mean_gradient.
         RankError: ranks disagree, one failed, or one does not come.
     """
-    with joined(group) as ranks:
-        part, own, factor = _part("mean_gradient", ranks, model, loss_fn, data, weights, params)
-        with ranks.telling("mean_gradient"):
-            gradient = (
-                factor
-                * mean_gradient_here(
-                    model, loss_fn, part, weights=own, params=params, chunk_size=chunk_size
-                )
-                if factor
-                else _zero(model, params)
+    ranks = opened(group)
+    part, own, factor = _part("mean_gradient", ranks, model, loss_fn, data, weights, params)
+    with ranks.telling("mean_gradient"):
+        gradient = (
+            factor
+            * mean_gradient_here(
+                model, loss_fn, part, weights=own, params=params, chunk_size=chunk_size
             )
-        return ranks.all_reduce("the sum of mean_gradient", gradient)
+            if factor
+            else _zero(model, params)
+        )
+    return ranks.all_reduce("the sum of mean_gradient", gradient)
 
 
 def _zero(model: nn.Module, params: Params) -> Tensor:
@@ -216,8 +214,8 @@ def _part(
     with ranks.telling(what):
         part: Any
         if isinstance(data, DataLoader):
-            n = loader_batches(data)[-1].stop
-            part, rows = loader_part(data, ranks.rank, ranks.size)
+            batches, rows, n = loader_part(data, ranks.rank, ranks.size)
+            part = batch_range(data, batches.start, batches.stop)
         else:
             n = count(data)
             rows = shard(n, ranks.rank, ranks.size)
@@ -232,10 +230,10 @@ def _part(
         selection = Selection(model, params)
         facts = {
             "length of the data": n,
-            "weights": None if weights is None else f"{bit_sum(weights):x}",
-            "model": model_fingerprint(model),
+            "weights": weights,
+            "model": model_bits(model),
             "parameters": f"{selection.dim} of {', '.join(selection.touched)}",
-            "loss_fn": getattr(loss_fn, "__name__", type(loss_fn).__name__),
+            "loss_fn": loss_fn,
         }
     ranks.meet(what, **facts)
     own = None if weights is None else weights[rows.start : rows.stop]

@@ -9,10 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastif_ext.distributed.ranks import Ranks, joined
-from fastif_ext.distributed.shards import loader_batches, loader_part, model_fingerprint
+from fastif_ext.distributed.facts import model_bits
+from fastif_ext.distributed.ranks import Ranks, opened
+from fastif_ext.distributed.shards import LoaderPart, loader_part
 from fastif_ext.extract import Extracted, Layer
 from fastif_ext.extract import extract as extract_here
+from fastif_ext.loaders import batch_range
 
 
 class ExtractedShard(NamedTuple):
@@ -47,7 +49,7 @@ def extract(
 
     Args:
         model: as for fastif_ext.extract, and so are all that are not explained here.
-        loader: the whole data, the same on all ranks: a map-style dataset in order.
+        loader: the whole data, the same on all ranks: a map-style dataset, not shuffled.
         layer: where features come from.
         device: where the model runs.
         progress: show a progress bar, on rank 0.
@@ -57,7 +59,7 @@ def extract(
         ExtractedShard, this rank's rows; `gathered` puts them together.
 
     Raises:
-        ValueError: as fastif_ext.extract; a loader that shuffles or samples.
+        ValueError: as fastif_ext.extract; a loader that shuffles.
         RankError: ranks disagree, one failed, or one does not come.
 
     Example:
@@ -69,23 +71,35 @@ def extract(
         torch.Size([10, 3])
         >>> dist.destroy_process_group()
     """
-    with joined(group) as ranks:
+    ranks = opened(group)
+    part = enter("extract", ranks, model, loader, layer)
+    got = None
+    if part.rows:
         with ranks.telling("extract"):
-            batches = loader_batches(loader)
-            part, rows = loader_part(loader, ranks.rank, ranks.size)
-            facts = {
-                "length of the data": len(loader.dataset),  # type: ignore[arg-type]
-                "batch_size": max(map(len, batches), default=0),
-                "layer": layer if isinstance(layer, str) else type(layer).__name__,
-                "model": model_fingerprint(model),
-            }
-        ranks.meet("extract", **facts)
-        got = None
-        with ranks.telling("extract"):
-            if rows or not batches:  # without any row it says what is wrong
-                show = progress and ranks.rank == 0
-                got = extract_here(model, part, layer=layer, device=device, progress=show)
-        return ExtractedShard(rows.start, batches[-1].stop, *_filled(ranks, got))
+            got = extract_here(
+                model,
+                batch_range(loader, part.batches.start, part.batches.stop),  # type: ignore[arg-type]
+                layer=layer,
+                device=device,
+                progress=progress and ranks.rank == 0,
+            )
+    return ExtractedShard(part.rows.start, part.n, *_filled(ranks, got))
+
+
+def enter(
+    what: str, ranks: Ranks, model: nn.Module | None, loader: DataLoader[Any], layer: Layer
+) -> LoaderPart:
+    """All ranks agree on a pass over a loader; this rank's part of it."""
+    with ranks.telling(what):
+        part = loader_part(loader, ranks.rank, ranks.size)
+        facts: dict[str, object] = {
+            "length of the data": part.n,
+            "batches": len(loader),
+            "layer": layer,
+            "model": None if model is None else model_bits(model),
+        }
+    ranks.meet(what, **facts)
+    return part
 
 
 def gathered(
@@ -107,12 +121,12 @@ def gathered(
     Raises:
         RankError: ranks disagree, one failed, or one does not come.
     """
-    with joined(group) as ranks:
-        ranks.meet("gathered", **{"length of the data": shard.n})
-        logits, features, labels = (
-            None if rows is None else ranks.gather_rows(f"gathered: {name}", rows, to=to)
-            for name, rows in zip(shard._fields[2:], shard[2:], strict=True)
-        )
+    ranks = opened(group)
+    ranks.meet("gathered", **{"length of the data": shard.n})
+    logits, features, labels = (
+        None if rows is None else ranks.gather_rows(f"gathered: {name}", rows, to=to)
+        for name, rows in zip(shard._fields[2:], shard[2:], strict=True)
+    )
     return None if logits is None else Extracted(logits, features, labels)
 
 

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastif_ext.distributed.facts import texts
+
 TIMEOUT = 600.0
-SLICE = 1.0  # seconds of waiting after which an interrupt (Ctrl-C) gets through
 
 
 class RankError(RuntimeError):
@@ -31,9 +31,9 @@ class Ranks:
     stuck, makes one that names it, on all others, after `timeout` seconds. Nothing hangs.
 
     Meetings go through the store of the process group, whatever its backend; tensors on the CPU
-    through a gloo group of their own, with the same timeout; tensors on a GPU through the nccl
-    group given, and over the CPU where it is none. After an error that nobody missed the ranks can
-    go on; after a lost rank they cannot.
+    through gloo connections of their own, with the same timeout; tensors on a GPU through the nccl
+    group given (with its timeout), and over the CPU where it is none. After an error that nobody
+    missed the ranks can go on; after a lost rank they cannot.
 
     Args:
         group: a process group, torch's default one if None; all its ranks make a Ranks of it.
@@ -51,8 +51,8 @@ class Ranks:
     Example:
         >>> import torch, torch.distributed as dist, fastif_ext as fi
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> with fi.distributed.Ranks(timeout=10) as ranks:  # torchrun starts more than one
-        ...     ranks.meet("sizes", 7, seed=0), ranks.all_reduce("a sum", torch.ones(2))
+        >>> ranks = fi.distributed.Ranks(timeout=10)  # torchrun starts more than one
+        >>> ranks.meet("sizes", 7, seed=0), ranks.all_reduce("a sum", torch.ones(2))
         ([7], tensor([1., 1.]))
         >>> dist.destroy_process_group()
     """
@@ -82,22 +82,12 @@ class Ranks:
         self._told: Exception | None = None
         self.meet("Ranks", timeout=timeout, size=self.size)
         with self._connected("Ranks"):
-            self._gloo = dist.new_group(
-                members,
-                backend="gloo",
-                timeout=timedelta(seconds=timeout),
-                use_local_synchronization=True,
+            self._gloo: Any = dist.ProcessGroupGloo(
+                dist.PrefixStore("gloo", self._store),
+                self.rank,
+                self.size,
+                timedelta(seconds=timeout),
             )
-
-    def close(self) -> None:
-        """Drop the connections; the process group given stays."""
-        dist.destroy_process_group(self._gloo)
-
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def meet(self, what: str, value: Any = None, **facts: object) -> list[Any]:
         """Wait for all ranks, see that they are here for the same, and exchange small values.
@@ -113,7 +103,7 @@ class Ranks:
         Raises:
             RankError: ranks disagree, one failed, or one does not come.
         """
-        return self._meet({"what": what, "value": value, "facts": _texts(facts), "error": None})
+        return self._meet({"what": what, "value": value, "facts": texts(facts), "error": None})
 
     @contextmanager
     def telling(self, what: str) -> Iterator[None]:
@@ -144,10 +134,14 @@ class Ranks:
     def all_reduce(self, what: str, tensor: Tensor, *, maximum: bool = False) -> Tensor:
         """The sum of all ranks' tensors, or their elementwise maximum, the same bits on all."""
         self.meet(what, shape=list(tensor.shape), dtype=tensor.dtype)
-        total, group = self._place(tensor)
-        op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if not (total.is_cuda and self._nccl):
+            total = total.cpu()
+        options: Any = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         with self._connected(what):
-            dist.all_reduce(total, op, group=group)
+            group: Any = self._nccl if total.is_cuda else self._gloo
+            group.allreduce([total], options).wait()
         return total.to(tensor.device)
 
     def gather_rows(self, what: str, rows: Tensor, *, to: int | None = None) -> Tensor | None:
@@ -160,16 +154,16 @@ class Ranks:
         """
         lengths = self.meet(what, len(rows), columns=list(rows.shape[1:]), dtype=rows.dtype, to=to)
         if to is not None and to != self.rank:
-            self._move(what, rows, partial(dist.send, group_dst=to))
+            self._move(what, rows, lambda part: self._gloo.send([part], to, 0))
             return None
         whole = rows.new_empty(sum(lengths), *rows.shape[1:])
         for source, part in enumerate(whole.split(lengths)):
             if source == self.rank:
                 part.copy_(rows)
             if to is None:
-                self._move(what, part, partial(dist.broadcast, group_src=source))
+                self._broadcast(what, part, source)
             elif source != self.rank:
-                self._move(what, part, partial(dist.recv, group_src=source))
+                self._receive(what, part, source)
         return whole
 
     def broadcast_(self, what: str, tensors: list[Tensor], *, source: int = 0) -> None:
@@ -177,22 +171,23 @@ class Ranks:
         self.meet(what, shapes=[list(t.shape) for t in tensors], source=source)
         for tensor in tensors:
             place = tensor.detach().cpu().contiguous()
-            self._move(what, place, partial(dist.broadcast, group_src=source))
+            self._broadcast(what, place, source)
             tensor.detach().copy_(place)
 
-    def _place(self, tensor: Tensor) -> tuple[Tensor, dist.ProcessGroup]:
-        """A copy where a collective can have it, and the group for that."""
-        copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if tensor.is_cuda and self._nccl is not None:
-            return copy, self._nccl
-        return copy.cpu(), self._gloo
+    def _receive(self, what: str, t: Tensor, source: int) -> None:
+        self._move(what, t, lambda part: self._gloo.recv([part], source, 0))
 
-    def _move(self, what: str, t: Tensor, collective: Callable[..., Any]) -> None:
+    def _broadcast(self, what: str, t: Tensor, source: int) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = source
+        self._move(what, t, lambda part: self._gloo.broadcast([part], options))
+
+    def _move(self, what: str, t: Tensor, collective: Callable[[Tensor], Any]) -> None:
         """A contiguous tensor as bytes (gloo has not every dtype), a GiB at a time."""
         if t.numel():  # of none there is nothing to move, on any rank
             for part in t.reshape(-1).view(torch.uint8).split(1 << 30):
                 with self._connected(what):
-                    collective(part, group=self._gloo)
+                    collective(part).wait()
 
     @contextmanager
     def _connected(self, what: str) -> Iterator[None]:
@@ -225,37 +220,23 @@ class Ranks:
         return [words["value"] for words in said]
 
     def _wait(self, keys: list[str], what: str) -> None:
-        end = time.monotonic() + self.timeout
-        while True:
-            left = end - time.monotonic()
-            try:
-                self._store.wait(keys, timedelta(seconds=max(0.01, min(left, SLICE))))
-                return
-            except dist.DistStoreError:
-                if left > SLICE:
-                    continue
-            missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
-            if missing:
+        """Until all have come: looks often at first, and can be interrupted."""
+        start = time.monotonic()
+        while not self._store.check(keys):
+            waited = time.monotonic() - start
+            if waited > self.timeout:
+                missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
                 self._lost = (
                     f"{what}: {_names(missing)} did not come within {self.timeout:g} s: dead, "
                     f"stuck or in other work; see its own output, or raise timeout="
                 )
                 raise RankError(self._lost)
+            time.sleep(min(0.1 * waited, 0.05))
 
 
 def opened(group: dist.ProcessGroup | Ranks | None) -> Ranks:
     """The ranks given, or the ranks of a group."""
     return group if isinstance(group, Ranks) else Ranks(group)
-
-
-@contextmanager
-def joined(group: dist.ProcessGroup | Ranks | None) -> Iterator[Ranks]:
-    """The ranks given; or the ranks of a group, opened for the length of the block."""
-    if isinstance(group, Ranks):
-        yield group
-    else:
-        with Ranks(group) as ranks:
-            yield ranks
 
 
 def _problem(said: list[dict[str, Any]]) -> str | None:
@@ -286,7 +267,3 @@ def _by_value(values: list[str]) -> str:
 
 def _names(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _texts(facts: dict[str, object]) -> dict[str, str]:
-    return {name: str(value)[:200] for name, value in facts.items()}

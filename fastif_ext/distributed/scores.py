@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from fastif_ext.curvature import check_curvature, last_linear
 from fastif_ext.data import Data, count
 from fastif_ext.distributed.curvature import curvature as shared_curvature
-from fastif_ext.distributed.ranks import Ranks, joined
+from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.distributed.shards import part_of, shard
 from fastif_ext.influence import subset_of
 from fastif_ext.objective import Loss
@@ -65,33 +65,32 @@ def influence_scores(
         torch.Size([9, 9])
         >>> dist.destroy_process_group()
     """
-    with joined(group) as ranks:
-        with ranks.telling("influence_scores"):
-            check_curvature(curvature)
-            if curvature == "linear-softmax" and params is None:
-                params = last_linear(model)
-            subset, weights = subset_of("sampler", sampler, train)
-            n = count(train)
-            rows = shard(n, ranks.rank, ranks.size)
-        options = {name: str(value) for name, value in sorted(solve.items())}
-        with ranks.together("influence_scores", **{"length of the data": n}, options=options):
-            H = shared_curvature(
-                curvature, model, loss_fn, subset, weights=weights, params=params, group=ranks
-            )
-            # A rank without rows takes part in the products all the same: it scores one, for
-            # nobody.
-            scores = scores_here(
-                model,
-                loss_fn,
-                part_of(train, rows or range(1)),
-                test,
-                params=params,
-                curvature=H,
-                progress=progress and ranks.rank == 0,
-                **solve,
-            )[:, : len(rows)]
-        if not gather:
-            return scores
-        whole = ranks.gather_rows("influence_scores: gather", scores.T.cpu().contiguous())
-        assert whole is not None
-        return whole.T.contiguous().to(scores.device)
+    ranks = opened(group)
+    with ranks.telling("influence_scores"):
+        check_curvature(curvature)
+        if curvature == "linear-softmax" and params is None:
+            params = last_linear(model)
+        subset, weights = subset_of("sampler", sampler, train)
+        n = count(train)
+        rows = shard(n, ranks.rank, ranks.size)
+    with ranks.together("influence_scores", **{"length of the data": n}, **solve):
+        H = shared_curvature(
+            curvature, model, loss_fn, subset, weights=weights, params=params, group=ranks
+        )
+        # A rank without rows takes part in the products all the same: it scores one, for
+        # nobody.
+        scores = scores_here(
+            model,
+            loss_fn,
+            part_of(train, rows or range(1)),
+            test,
+            params=params,
+            curvature=H,
+            progress=progress and ranks.rank == 0,
+            **solve,
+        )[:, : len(rows)]
+    if not gather:
+        return scores
+    whole = ranks.gather_rows("influence_scores: gather", scores.T.cpu().contiguous())
+    assert whole is not None
+    return whole.T.contiguous().to(scores.device)

@@ -1,17 +1,15 @@
-"""Who works on which rows, and what must be the same on all ranks."""
+"""Who works on which rows."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from fastif_ext.data import count, cut
+from fastif_ext.data import cut
+from fastif_ext.loaders import refuse_shuffling, rows_before
 
 
 def shard(n: int, rank: int, size: int, *, multiple: int = 1) -> range:
@@ -53,76 +51,34 @@ def part_of(data: tuple[Any, Tensor] | Dataset[Any], rows: range) -> Any:
     return Subset(data, rows)
 
 
-def loader_part(loader: DataLoader[Any], rank: int, size: int) -> tuple[DataLoader[Any], range]:
-    """A loader of a rank's part of the batches, and its rows.
+class LoaderPart(NamedTuple):
+    """A rank's part of a loader."""
 
-    The batches are those of the loader: their rows together, so that a model's outputs are the same
-    bits whichever rank makes them.
+    batches: range
+    """Numbers of its batches."""
+    rows: range
+    """Numbers of their rows."""
+    n: int
+    """Rows of the whole loader."""
+
+
+def loader_part(loader: DataLoader[Any], rank: int, size: int) -> LoaderPart:
+    """A rank's part of a loader: whole batches, contiguous.
+
+    Batches stay together, so that a model's outputs are the same bits whichever rank makes them.
 
     Args:
-        loader: of a map-style dataset in its order; or with batch_size=None and a list of slices.
+        loader: of a map-style dataset, without shuffling.
         rank: which of the `size` ranks.
         size: number of ranks.
 
     Raises:
-        ValueError: a loader that draws rows in another order, or drops some.
+        ValueError, TypeError: a loader that shuffles, or cannot tell its rows.
     """
-    batches = loader_batches(loader)
-    own = shard(len(batches), rank, size)
-    chosen = batches[own.start : own.stop]
-    first = chosen[0].start if chosen else 0
-    order: dict[str, Any] = (
-        {"batch_size": None, "sampler": [slice(b.start, b.stop) for b in chosen]}
-        if loader.batch_size is None
-        else {"batch_sampler": chosen}
-    )
-    part = DataLoader(
-        loader.dataset,
-        **order,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),  # it draws a seed: not from torch's global generator
-        prefetch_factor=loader.prefetch_factor,
-    )
-    return part, range(first, chosen[-1].stop if chosen else first)
-
-
-def loader_batches(loader: DataLoader[Any]) -> list[range]:
-    """The rows of each batch of a loader, which must give all of a map-style dataset in order."""
-    whole, size = range(count(loader.dataset)), loader.batch_size
-    batches: list[range] = []
-    if size is None and isinstance(loader.sampler, list):
-        batches = [whole[part] for part in loader.sampler if isinstance(part, slice)]
-    elif size is not None and type(loader.sampler) is SequentialSampler:
-        last = len(whole) // size * size if loader.drop_last else len(whole)
-        batches = [whole[i : i + size] for i in range(0, last, size)]
-    starts = [0, *(batch.stop for batch in batches)]
-    if starts[:-1] == [batch.start for batch in batches] and starts[-1] == len(whole):
-        return batches
-    raise ValueError(
-        "loader must give all rows of a map-style dataset in their order, so that ranks can share "
-        "its batches: pass DataLoader(dataset, batch_size) without shuffle, sampler or drop_last"
-    )
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A short text that differs where names, shapes, dtypes or bits of tensors differ."""
-    digest = hashlib.sha256()
-    for name, t in tensors:
-        digest.update(f"{name} {list(t.shape)} {t.dtype} {bit_sum(t)};".encode())
-    return digest.hexdigest()[:16]
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """A short text that differs where parameters or buffers of models differ."""
-    return fingerprint([*model.named_parameters(), *model.named_buffers()])
-
-
-def bit_sum(t: Tensor) -> int:
-    """The sum of a tensor's bits, taken as integers: exact in any order, on any device."""
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(t.element_size(), torch.uint8)
-    return int(t.detach().reshape(-1).view(words).sum(dtype=torch.int64))
+    refuse_shuffling(loader)
+    total = len(loader)
+    batches = shard(total, rank, size)
+    first, stop, n = (rows_before(loader, i) for i in (batches.start, batches.stop, total))
+    if n == 0:
+        raise ValueError("loader gave no batch; it needs at least one row")
+    return LoaderPart(batches, range(first, stop), n)
