@@ -35,7 +35,8 @@ def started(device: torch.device) -> Iterator[Ranks | None]:
     try:
         ranks = Ranks()
         with open(os.devnull, "w") as nowhere:
-            with redirect_stdout(sys.stdout if ranks.rank == 0 else nowhere):
+            out = sys.stdout if ranks.rank == 0 else nowhere
+            with redirect_stdout(out):
                 yield ranks
     finally:
         dist.destroy_process_group()
