@@ -32,12 +32,12 @@ from fastif_ext.data import loader, take
 from fastif_ext.samplers import CurvatureFold, CurvatureSampler
 
 SIZES = {
-    "rows": 120_000,
+    "rows": 360_000,
     "width": 256,
     "hidden": 512,
     "classes": 100,
     "sampled": 12_000,
-    "products": 20,
+    "products": 10,
 }
 PHASES = ("sample", "operator", "products")
 
@@ -87,6 +87,22 @@ def work(sizes: dict[str, int], ranks: fid.Ranks | None) -> dict[str, float]:
     return {name: end - start for name, start, end in spans}
 
 
+def contact(ranks: fid.Ranks) -> dict[str, float]:
+    """Seconds that ranks take to meet, and to sum a million floats once they have met."""
+    many = torch.ones(1_000_000)
+    start = time.perf_counter()
+    for _ in range(200):
+        ranks.meet("nothing")
+    meeting = (time.perf_counter() - start) / 200
+    start = time.perf_counter()
+    for _ in range(20):
+        ranks.all_reduce("sum", many)
+    return {
+        "meeting": meeting,
+        "sum of 10^6 floats": (time.perf_counter() - start) / 20 - meeting,
+    }
+
+
 def main_of_a_rank(path: str, repeats: int, sizes: dict[str, int]) -> None:
     torch.set_num_threads(1)
     ranks = None
@@ -94,6 +110,8 @@ def main_of_a_rank(path: str, repeats: int, sizes: dict[str, int]) -> None:
         dist.init_process_group("gloo")
         ranks = fid.Ranks()
     laps = [work(sizes, ranks) for _ in range(repeats + 1)][1:]
+    if ranks is not None:
+        laps[-1] |= contact(ranks)
     if ranks is None or ranks.rank == 0:
         Path(path).write_text(json.dumps(laps))
     if ranks is not None:
@@ -139,7 +157,7 @@ def main() -> None:
         str(size or "alone"): {
             phase: statistics.median(lap[phase] for lap in found) for phase in PHASES
         }
-        | {"all": statistics.median(sum(lap.values()) for lap in found)}
+        | {"all": statistics.median(sum(lap[phase] for phase in PHASES) for lap in found)}
         for size, found in laps.items()
     }
     first = seconds[str(arguments.ranks[0])]
@@ -149,6 +167,10 @@ def main() -> None:
         "threads per rank": 1,
         "sizes": sizes,
         "median seconds": seconds,
+        f"seconds, {arguments.ranks[-1]} ranks": {
+            name: statistics.median(lap[name] for lap in laps[arguments.ranks[-1]] if name in lap)
+            for name in ("meeting", "sum of 10^6 floats")
+        },
         "times as fast as the first": {
             size: {phase: first[phase] / s[phase] for phase in s} for size, s in seconds.items()
         },
