@@ -60,27 +60,17 @@ def drive(
         "data": fingerprint.of_data(loader),
     }
     checkpoint = Checkpoint(state, fold, made_of)
-    batches = stream(
-        model,
-        loader,
-        layer=layer,
-        device=device,
-        progress=progress,
-        first_batch=checkpoint.batches,
-        first_row=fold.rows,
+    checkpoint.read(
+        stream(
+            model,
+            loader,
+            layer=layer,
+            device=device,
+            progress=progress,
+            first_batch=checkpoint.batches,
+            first_row=fold.rows,
+        )
     )
-    whole = True  # whether checkpoint.batches is what is in the fold
-    try:
-        for batch in batches:
-            whole = False
-            fold.update(batch)
-            checkpoint.batches += 1
-            whole = True
-            checkpoint.save_if_due()
-    except BaseException:
-        if whole:
-            checkpoint.save()
-        raise
     sampler = fold.finish()
     checkpoint.remove()
     return sampler

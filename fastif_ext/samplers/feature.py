@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.blocks import as_tensor
 from fastif_ext.device import memory_for, with_kernels
 from fastif_ext.extract import ExtractedBatch, Layer
 from fastif_ext.kmeans import KMeans
@@ -26,7 +28,8 @@ class FeatureSampler(SubsetSampler):
     a small cluster cannot give goes to the others. Weights are 1/m, as in the paper.
 
     Args:
-        features: [n, d]; of the model itself or of any other network.
+        features: [n, d]; of the model itself or of any other network. An array mapped from a file,
+            np.memmap or a store's (see fastif_ext.extract), may be larger than memory.
         m: rows to draw, n_clusters <= m <= n.
         n_clusters: number of k-means centroids; the paper uses the number of classes.
         mode: "nearest" or "distance".
@@ -42,7 +45,13 @@ class FeatureSampler(SubsetSampler):
     """
 
     def __init__(
-        self, features: Tensor, m: int, *, n_clusters: int, mode: str = "nearest", seed: int = 0
+        self,
+        features: Tensor | np.ndarray,
+        m: int,
+        *,
+        n_clusters: int,
+        mode: str = "nearest",
+        seed: int = 0,
     ) -> None:
         fold = FeatureFold(m, n_clusters=n_clusters, mode=mode, seed=seed)
         fold.take(features)
@@ -101,9 +110,10 @@ class FeatureFold(ColumnFold):
         self.m, self.n_clusters, self.mode, self.seed = m, n_clusters, mode, seed
         self._classes = 0
 
-    def take(self, features: Tensor) -> None:
-        """All rows at once."""
-        self.columns["features"].append(features.detach())
+    def take(self, features: Tensor | np.ndarray) -> None:
+        """All rows at once; they are not copied."""
+        rows: Tensor = as_tensor(features).detach()
+        self.columns["features"].append(rows)
         self._count(0, len(features))
 
     def _rows(self, batch: ExtractedBatch) -> tuple[Tensor, ...]:
