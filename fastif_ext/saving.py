@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fastif_ext.extract import ExtractedBatch
+from fastif_ext.stream import ExtractedBatch
 
 SAVE_EVERY = 30.0  # seconds
 SHARE = 0.05  # of the time may go into saving: large states are saved less often

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from fastif_ext import fingerprint
-from fastif_ext.extract import ExtractedBatch
 from fastif_ext.samplers.fold import Fold
 from fastif_ext.saving import Resumable, replacing
+from fastif_ext.stream import ExtractedBatch
 
 
 class Checkpoint(Resumable):

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import fingerprint
-from fastif_ext.extract import Layer, stream
 from fastif_ext.samplers.checkpoint import Checkpoint
 from fastif_ext.samplers.fold import Fold
+from fastif_ext.stream import Layer, stream
 
 
 def drive(

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from fastif_ext import ops
 from fastif_ext.blocks import as_tensor
 from fastif_ext.device import memory_for, with_kernels
-from fastif_ext.extract import ExtractedBatch, Layer
+from fastif_ext.extract import extract
 from fastif_ext.kmeans import KMeans
 from fastif_ext.samplers.base import SubsetSampler, check_size
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
+from fastif_ext.stream import ExtractedBatch, Layer
 
 
 class FeatureSampler(SubsetSampler):
@@ -71,8 +72,9 @@ class FeatureSampler(SubsetSampler):
         device: torch.device | str | None = None,
         progress: bool = True,
         state: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | None = None,
     ) -> FeatureSampler:
-        """The same sampler on features taken in one pass over a loader.
+        """The same sampler on features taken in one pass over a loader; they are kept.
 
         Args:
             model: maps inputs to logits; see fastif_ext.extract.
@@ -85,10 +87,19 @@ class FeatureSampler(SubsetSampler):
             device: where the model runs.
             progress: show a progress bar.
             state: a file that keeps what was read, to go on after an interruption; see
-                fastif_ext.samplers.drive.
+                fastif_ext.samplers.drive. The features of all rows are in memory and in it.
+            store: instead, a folder that keeps logits and features, as in fastif_ext.extract: for
+                features larger than memory. It goes on after an interruption, too.
         """
         if layer is None:
             raise ValueError("FeatureSampler: layer is None; name the layer the features come from")
+        if store is not None:
+            if state is not None:
+                raise ValueError("FeatureSampler: pass state or store, not both; store goes on too")
+            got = extract(model, loader, layer=layer, device=device, progress=progress, store=store)
+            assert got.features is not None
+            clusters = n_clusters or got.logits.shape[1]
+            return cls(got.features, m, n_clusters=clusters, mode=mode, seed=seed)
         fold = FeatureFold(m, n_clusters=n_clusters, mode=mode, seed=seed)
         sampler: FeatureSampler = drive(
             fold, model, loader, layer=layer, device=device, progress=progress, state=state
