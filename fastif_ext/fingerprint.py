@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastif_ext.extract import Layer
 from fastif_ext.loaders import batch_count, batch_range, start
+from fastif_ext.stream import Layer
 
 
 def of_model(model: nn.Module) -> str:

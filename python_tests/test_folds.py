@@ -46,6 +46,18 @@ CASES: dict[str, tuple[Callable[[], Fold], Callable[[], fi.SubsetSampler]]] = {
         lambda: LogitFold(9, by_label=True, seed=3),
         lambda: fi.LogitSampler(LOGITS, 9, labels=LABELS, seed=3),
     ),
+    "logit-occurring": (
+        lambda: LogitFold(90, by_label=True, classes="occurring", seed=3),
+        lambda: fi.LogitSampler(LOGITS, 90, labels=LABELS, classes="occurring", seed=3),
+    ),
+    "logit-by-label-replacement": (
+        lambda: LogitFold(9, by_label=True, replacement=True, seed=3),
+        lambda: fi.LogitSampler(LOGITS, 9, labels=LABELS, replacement=True, seed=3),
+    ),
+    "logit-classes": (
+        lambda: LogitFold(9, classes=torch.tensor([1, 3]), seed=3),
+        lambda: fi.LogitSampler(LOGITS, 9, classes=torch.tensor([3, 1]), seed=3),
+    ),
     "curvature": (
         lambda: CurvatureFold(M, seed=3),
         lambda: fi.CurvatureSampler(LOGITS, M, row_scale=SCALE, seed=3),

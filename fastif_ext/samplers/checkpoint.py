@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 import torch
 
 from fastif_ext import fingerprint
-from fastif_ext.atomic import replacing
 from fastif_ext.samplers.fold import Fold
+from fastif_ext.saving import Resumable, replacing
+from fastif_ext.stream import ExtractedBatch
 
-SAVE_EVERY = 30.0  # seconds
-SHARE = 0.05  # of the time may go into saving: large states are saved less often
 
-
-class Checkpoint:
+class Checkpoint(Resumable):
     """The file. Where it exists already, the fold takes on the state in it.
 
     Args:
@@ -35,24 +32,13 @@ class Checkpoint:
         self, path: str | os.PathLike[str], fold: Fold, made_of: Mapping[str, Any]
     ) -> None:
         self.path, self.fold = Path(path), fold
-        self.batches = 0
-        """How many batches are in the fold."""
         self._made_of = {"sampler": fold.name, "arguments": fold.arguments, **made_of}
-        if self.path.exists():
-            self._load()
-        self._saved = self.batches
-        self._due = time.monotonic() + SAVE_EVERY
+        super().__init__(self._load() if self.path.exists() else 0)
 
-    def save_if_due(self) -> None:
-        """Save, where it is time to."""
-        if time.monotonic() >= self._due:
-            self.save()
+    def _take(self, batch: ExtractedBatch) -> None:
+        self.fold.update(batch)
 
-    def save(self) -> None:
-        """Write what is new: the file is there whole or as it was before."""
-        if self.batches == self._saved:
-            return
-        begin = time.monotonic()
+    def _write(self) -> None:
         with replacing(self.path) as file:
             torch.save(
                 {
@@ -62,15 +48,13 @@ class Checkpoint:
                 },
                 file,
             )
-        self._saved = self.batches
-        end = time.monotonic()
-        self._due = end + max(SAVE_EVERY, (end - begin) / SHARE)
 
     def remove(self) -> None:
         """The sampler is drawn: nothing is left to go on with."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self) -> None:
+    def _load(self) -> int:
+        """Gives the fold its state; returns how many batches are in it."""
         try:
             saved = torch.load(self.path, weights_only=True)
             made_of, batches, state = saved["made_of"], saved["batches"], saved["fold"]
@@ -81,4 +65,4 @@ class Checkpoint:
             ) from error
         fingerprint.require_same("the state", self.path, made_of, self._made_of)
         self.fold.load_state_dict(state)
-        self.batches = batches
+        return int(batches)

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from fastif_ext import ops
 from fastif_ext.device import with_kernels
-from fastif_ext.extract import ExtractedBatch, Layer
 from fastif_ext.samplers.base import SubsetSampler, check_logits, check_size, row_blocks
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
 from fastif_ext.samplers.sizes import bottom_k, check_share, mixture, systematic
+from fastif_ext.stream import ExtractedBatch, Layer
 
 
 class CurvatureSampler(SubsetSampler):

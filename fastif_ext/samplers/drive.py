@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import fingerprint
-from fastif_ext.extract import Layer, stream
 from fastif_ext.samplers.checkpoint import Checkpoint
 from fastif_ext.samplers.fold import Fold
+from fastif_ext.stream import Layer, stream
 
 
 def drive(
@@ -60,27 +60,17 @@ def drive(
         "data": fingerprint.of_data(loader),
     }
     checkpoint = Checkpoint(state, fold, made_of)
-    batches = stream(
-        model,
-        loader,
-        layer=layer,
-        device=device,
-        progress=progress,
-        first_batch=checkpoint.batches,
-        first_row=fold.rows,
+    checkpoint.read(
+        stream(
+            model,
+            loader,
+            layer=layer,
+            device=device,
+            progress=progress,
+            first_batch=checkpoint.batches,
+            first_row=fold.rows,
+        )
     )
-    whole = True  # whether checkpoint.batches is what is in the fold
-    try:
-        for batch in batches:
-            whole = False
-            fold.update(batch)
-            checkpoint.batches += 1
-            whole = True
-            checkpoint.save_if_due()
-    except BaseException:
-        if whole:
-            checkpoint.save()
-        raise
     sampler = fold.finish()
     checkpoint.remove()
     return sampler

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.blocks import as_tensor
 from fastif_ext.device import memory_for, with_kernels
-from fastif_ext.extract import ExtractedBatch, Layer
+from fastif_ext.extract import extract
 from fastif_ext.kmeans import KMeans
 from fastif_ext.samplers.base import SubsetSampler, check_size
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
+from fastif_ext.stream import ExtractedBatch, Layer
 
 
 class FeatureSampler(SubsetSampler):
@@ -26,7 +29,8 @@ class FeatureSampler(SubsetSampler):
     a small cluster cannot give goes to the others. Weights are 1/m, as in the paper.
 
     Args:
-        features: [n, d]; of the model itself or of any other network.
+        features: [n, d]; of the model itself or of any other network. An array mapped from a file,
+            np.memmap or a store's (see fastif_ext.extract), may be larger than memory.
         m: rows to draw, n_clusters <= m <= n.
         n_clusters: number of k-means centroids; the paper uses the number of classes.
         mode: "nearest" or "distance".
@@ -42,7 +46,13 @@ class FeatureSampler(SubsetSampler):
     """
 
     def __init__(
-        self, features: Tensor, m: int, *, n_clusters: int, mode: str = "nearest", seed: int = 0
+        self,
+        features: Tensor | np.ndarray,
+        m: int,
+        *,
+        n_clusters: int,
+        mode: str = "nearest",
+        seed: int = 0,
     ) -> None:
         fold = FeatureFold(m, n_clusters=n_clusters, mode=mode, seed=seed)
         fold.take(features)
@@ -62,8 +72,9 @@ class FeatureSampler(SubsetSampler):
         device: torch.device | str | None = None,
         progress: bool = True,
         state: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | None = None,
     ) -> FeatureSampler:
-        """The same sampler on features taken in one pass over a loader.
+        """The same sampler on features taken in one pass over a loader; they are kept.
 
         Args:
             model: maps inputs to logits; see fastif_ext.extract.
@@ -76,10 +87,19 @@ class FeatureSampler(SubsetSampler):
             device: where the model runs.
             progress: show a progress bar.
             state: a file that keeps what was read, to go on after an interruption; see
-                fastif_ext.samplers.drive.
+                fastif_ext.samplers.drive. The features of all rows are in memory and in it.
+            store: instead, a folder that keeps logits and features, as in fastif_ext.extract: for
+                features larger than memory. It goes on after an interruption, too.
         """
         if layer is None:
             raise ValueError("FeatureSampler: layer is None; name the layer the features come from")
+        if store is not None:
+            if state is not None:
+                raise ValueError("FeatureSampler: pass state or store, not both; store goes on too")
+            got = extract(model, loader, layer=layer, device=device, progress=progress, store=store)
+            assert got.features is not None
+            clusters = n_clusters or got.logits.shape[1]
+            return cls(got.features, m, n_clusters=clusters, mode=mode, seed=seed)
         fold = FeatureFold(m, n_clusters=n_clusters, mode=mode, seed=seed)
         sampler: FeatureSampler = drive(
             fold, model, loader, layer=layer, device=device, progress=progress, state=state
@@ -101,9 +121,10 @@ class FeatureFold(ColumnFold):
         self.m, self.n_clusters, self.mode, self.seed = m, n_clusters, mode, seed
         self._classes = 0
 
-    def take(self, features: Tensor) -> None:
-        """All rows at once."""
-        self.columns["features"].append(features.detach())
+    def take(self, features: Tensor | np.ndarray) -> None:
+        """All rows at once; they are not copied."""
+        rows: Tensor = as_tensor(features).detach()
+        self.columns["features"].append(rows)
         self._count(0, len(features))
 
     def _rows(self, batch: ExtractedBatch) -> tuple[Tensor, ...]:

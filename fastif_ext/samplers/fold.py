@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastif_ext.extract import ExtractedBatch
 from fastif_ext.samplers.base import SubsetSampler
+from fastif_ext.stream import ExtractedBatch
 
-Argument = int | float | str | bool | None
+Argument = int | float | str | bool | list[int] | None
 JOIN_BELOW = 2**22  # rows; longer parts of a column are not copied into longer ones
 
 
@@ -33,7 +33,7 @@ class Fold(ABC):
 
     Example:
         >>> import torch, fastif_ext as fi
-        >>> from fastif_ext.extract import ExtractedBatch
+        >>> from fastif_ext.stream import ExtractedBatch
         >>> from fastif_ext.samplers.logit import LogitFold
         >>> z = torch.randn(100, 5)
         >>> head, tail = LogitFold(3, seed=0), LogitFold(3, seed=0)

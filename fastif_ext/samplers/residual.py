@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext.device import with_kernels
-from fastif_ext.extract import ExtractedBatch
 from fastif_ext.samplers.base import (
     SubsetSampler,
     check_labels,
@@ -22,6 +21,7 @@ from fastif_ext.samplers.base import (
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
 from fastif_ext.samplers.sizes import bottom_k, check_share, mixture
+from fastif_ext.stream import ExtractedBatch
 
 
 class ResidualSampler(SubsetSampler):

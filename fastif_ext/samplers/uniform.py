@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastif_ext.extract import ExtractedBatch
 from fastif_ext.samplers.base import (
     SubsetSampler,
     check_labels,
@@ -19,6 +18,7 @@ from fastif_ext.samplers.base import (
 )
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold, Fold
+from fastif_ext.stream import ExtractedBatch
 
 
 class AllRows(SubsetSampler):
