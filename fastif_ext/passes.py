@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from fastif_ext import objective
 from fastif_ext.curvature import make_curvature
 from fastif_ext.data import Data
-from fastif_ext.extract import Extracted, Layer, extract
+from fastif_ext.extract import Extracted, extract
 from fastif_ext.objective import Loss
 from fastif_ext.parameters import Params
+from fastif_ext.stream import Layer
 
 
 class Passes:

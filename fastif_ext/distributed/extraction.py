@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -9,12 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fastif_ext.data import split_batch
 from fastif_ext.distributed.facts import model_bits
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.distributed.shards import LoaderPart, loader_part
-from fastif_ext.extract import Extracted, Layer
+from fastif_ext.extract import Extracted
 from fastif_ext.extract import extract as extract_here
-from fastif_ext.loaders import batch_range
+from fastif_ext.loaders import batch_range, start
+from fastif_ext.stream import IGNORED, Layer
 
 
 class ExtractedShard(NamedTuple):
@@ -72,9 +75,9 @@ def extract(
         >>> dist.destroy_process_group()
     """
     ranks = opened(group)
-    part = enter("extract", ranks, model, loader, layer)
+    part = enter("extract", ranks, model, loader, layer, count=False)
     got = None
-    if part.rows:
+    if part.batches:
         with ranks.telling("extract"):
             got = extract_here(
                 model,
@@ -83,23 +86,44 @@ def extract(
                 device=device,
                 progress=progress and ranks.rank == 0,
             )
-    return ExtractedShard(part.rows.start, part.n, *_filled(ranks, got))
+    return ExtractedShard(*_filled(ranks, got))
 
 
 def enter(
-    what: str, ranks: Ranks, model: nn.Module | None, loader: DataLoader[Any], layer: Layer
+    what: str,
+    ranks: Ranks,
+    model: nn.Module | None,
+    loader: DataLoader[Any],
+    layer: Layer,
+    *,
+    count: bool = True,
 ) -> LoaderPart:
-    """All ranks agree on a pass over a loader; this rank's part of it."""
+    """All ranks agree on a pass over a loader; this rank's part of it.
+
+    Where rows are tokens, their numbers are those of tokens with `count`, and the labels are read.
+    """
     with ranks.telling(what):
         part = loader_part(loader, ranks.rank, ranks.size)
+        own = _count_rows(loader, part) if count else len(part.rows)
         facts: dict[str, object] = {
             "length of the data": part.n,
             "batches": len(loader),
             "layer": layer,
             "model": None if model is None else model_bits(model),
         }
-    ranks.meet(what, **facts)
-    return part
+    ends = [0, *accumulate(ranks.meet(what, own, **facts))]
+    return LoaderPart(part.batches, range(ends[ranks.rank], ends[ranks.rank + 1]), ends[-1])
+
+
+def _count_rows(loader: DataLoader[Any], part: LoaderPart) -> int:
+    """Rows of this rank's batches; where labels are [batch, T], labelled tokens: they are read."""
+    count = 0
+    for batch in start(batch_range(loader, part.batches.start, part.batches.stop)):
+        labels = split_batch(batch)[1]
+        if labels is None or torch.as_tensor(labels).dim() < 2:
+            return len(part.rows)
+        count += int((torch.as_tensor(labels) != IGNORED).sum())
+    return count
 
 
 def gathered(
@@ -130,22 +154,27 @@ def gathered(
     return None if logits is None else Extracted(logits, features, labels)
 
 
-def _filled(ranks: Ranks, got: Extracted | None) -> Extracted:
-    """What a rank without rows lacks: tensors of no rows, as wide as those of the others."""
+def _filled(ranks: Ranks, got: Extracted | None) -> tuple[Any, ...]:
+    """First row, rows of all, and tensors: as wide as the others' where it has no rows."""
     said = ranks.meet(
         "extract: rows",
         None
         if got is None
-        else [None if t is None else [list(t.shape[1:]), str(t.dtype)] for t in got],
+        else [None if t is None else [list(t.shape), str(t.dtype)] for t in got],
     )
+    lengths = [0 if kinds is None else kinds[0][0][0] for kinds in said]
+    first, n = sum(lengths[: ranks.rank]), sum(lengths)
     if got is not None:
-        return got
+        return first, n, *got
     kinds = next(words for words in said if words is not None)
-    logits, features, labels = (
-        None if kind is None else torch.empty(0, *kind[0], dtype=_dtype(kind[1])) for kind in kinds
+    return (
+        first,
+        n,
+        *(
+            None if kind is None else torch.empty(0, *kind[0][1:], dtype=_dtype(kind[1]))
+            for kind in kinds
+        ),
     )
-    assert logits is not None
-    return Extracted(logits, features, labels)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastif_ext.blocks import Blocks
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.kmeans import KMeans
 from fastif_ext.lloyd import center_dtype, means, total
@@ -66,7 +67,7 @@ def kmeans(
     ranks = opened(group)
     with ranks.telling("kmeans"):
         model = KMeans(n_clusters, init=init, max_iter=max_iter, tol=tol, seed=seed)
-        model._check_data("kmeans", x, None, rows=0)
+        model._check_data("kmeans", Blocks("kmeans", x), None, rows=0)
     lengths = ranks.meet(
         "kmeans",
         len(x),

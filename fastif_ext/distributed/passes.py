@@ -13,10 +13,11 @@ from fastif_ext.data import Data
 from fastif_ext.distributed.curvature import curvature, mean_gradient
 from fastif_ext.distributed.extraction import extract, gathered
 from fastif_ext.distributed.ranks import Ranks, opened
-from fastif_ext.extract import Extracted, Layer
+from fastif_ext.extract import Extracted
 from fastif_ext.objective import Loss
 from fastif_ext.parameters import Params
 from fastif_ext.passes import Passes
+from fastif_ext.stream import Layer
 
 
 class SharedPasses(Passes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from fastif_ext.distributed.extraction import enter
 from fastif_ext.distributed.ranks import Ranks, opened
-from fastif_ext.extract import Layer, stream
 from fastif_ext.samplers.fold import Fold
+from fastif_ext.stream import Layer, stream
 
 
 def sample(
@@ -63,6 +64,7 @@ def sample(
     ranks = opened(group)
     ranks.meet("sample", sampler=fold.name, **fold.arguments)
     part = enter("sample", ranks, model, loader, layer)
+    empty = copy.deepcopy(fold)
     with ranks.telling("sample"):
         for batch in stream(
             model,
@@ -75,6 +77,11 @@ def sample(
             first_row=part.rows.start,
         ):
             fold.update(batch)
+        if fold.rows != len(part.rows):
+            raise ValueError(
+                f"sample: the model gave {fold.rows} rows for the {len(part.rows)} that the loader "
+                f"tells of; where rows are tokens, its batches must hold labels [batch, T]"
+            )
         packed = _pack(fold)
     lengths = ranks.meet("sample: states", len(packed))
     whole = ranks.gather_rows("sample: states", packed, to=0)
@@ -83,10 +90,12 @@ def sample(
     n = part.n
     with ranks.telling("sample"):
         if whole is not None:  # on rank 0
-            first, *others = (_unpacked(fold, state) for state in whole.split(lengths))
-            for other in others:
-                first.merge(other)
-            n, *drawn = first.subset()
+            first, *others = whole.split(lengths)
+            total = _unpacked(empty, first)
+            for state in others:
+                total.merge(_unpacked(empty, state))
+            del whole
+            n, *drawn = total.subset()
     rows, weights = (_shared(ranks, t) for t in drawn)
     return fold.sampler.drawn(n, rows, weights)
 
@@ -99,8 +108,8 @@ def _pack(fold: Fold) -> Tensor:
 
 
 def _unpacked(like: Fold, packed: Tensor) -> Fold:
-    """A fold of the same kind in the state that was packed."""
-    fold = type(like)(**like.arguments)
+    """A fold of the same kind and arguments in the state that was packed."""
+    fold = copy.deepcopy(like)
     fold.load_state_dict(torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True))
     return fold
 

@@ -29,3 +29,13 @@ def points(n: int = 501) -> Tensor:
     """Rows in three heaps, float32."""
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(3))
     return x + 4 * (torch.arange(n) % 3)[:, None]
+
+
+def tokens() -> tuple[nn.Module, DataLoader]:
+    """A model of sequences, and sequences of which tokens here and there have no label."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, CLASSES)).double()
+        ids, labels = torch.randint(20, (30, 5)), torch.randint(CLASSES, (30, 5))
+        labels[torch.rand(30, 5) < 0.3] = -100
+    return model, DataLoader(TensorDataset(ids, labels), 4)

@@ -140,6 +140,14 @@ class TestAsInOneProcess:
         expected = [type(whole).__name__, whole.n, whole.indices, whole.weights]
         assert same(found[4][0][f"sample {name}"], expected)
 
+    def test_tokens(self, found: Found) -> None:
+        model, loader = problem.tokens()
+        whole = fi.extract(model, loader, progress=False)
+        n = len(whole.logits)
+        drawn = fi.LogitSampler(whole.logits, 6, seed=3)
+        expected = [n, whole.logits, whole.labels, n, drawn.indices, drawn.weights]
+        assert same(found[4][0]["sample tokens, logit"], expected)
+
     @pytest.mark.parametrize(("name", "n"), [("extract", problem.N), ("extract one batch", 9)])
     def test_extract(self, found: Found, name: str, n: int) -> None:
         loader = problem.loader(n)
@@ -270,6 +278,14 @@ class TestTrouble:
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     return lambda plan: start(tmp_path_factory.mktemp("lost"), 3, plan)
+
+
+def test_tokens_without_labels(found: Found) -> None:
+    """Before the pass nobody knows how many tokens there are: refused, on all ranks."""
+    assert "the model gave 80 rows for the 16" in found[2][0]["tokens without labels"]["text"]
+    for size in (2, 4):
+        for rank in found[size]:
+            assert "must hold labels [batch, T]" in rank["tokens without labels"]["text"]
 
 
 class TestLostRank:

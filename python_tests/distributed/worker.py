@@ -78,6 +78,17 @@ def extract_one_batch(ranks: fid.Ranks) -> Any:
     return [own.n, *(fid.gathered(own, group=ranks) or ())]
 
 
+def tokens(name: str, ranks: fid.Ranks) -> Any:
+    """Rows are labelled tokens, of which every rank has another number."""
+    model, loader = problem.tokens()
+    own = fid.extract(model, loader, progress=False, group=ranks)
+    whole = fid.gathered(own, group=ranks)
+    assert whole is not None
+    assert torch.equal(own.logits, whole.logits[own.first_row : own.first_row + len(own.logits)])
+    got = fid.sample(folds()[name], model, loader, progress=False, group=ranks)
+    return [own.n, whole.logits, whole.labels, got.n, got.indices, got.weights]
+
+
 def kmeans(ranks: fid.Ranks) -> Any:
     x = problem.points()
     rows = fid.shard(len(x), ranks.rank, ranks.size)
@@ -257,6 +268,8 @@ SAME: dict[str, Check] = {
     "extract": extract,
     "extract one batch": extract_one_batch,
     **{f"sample {name}": lambda ranks, name=name: sample(name, ranks) for name in folds()},
+    "sample tokens, logit": lambda ranks: tokens("logit", ranks),
+    "sample tokens, systematic": lambda ranks: tokens("systematic", ranks),
     "kmeans": kmeans,
     "kmeans uneven": kmeans_uneven,
     "kmeans from": kmeans_from,
@@ -395,6 +408,12 @@ class Failing:
         return self.H @ v
 
 
+def tokens_without_labels(ranks: fid.Ranks) -> Any:
+    model, loader = problem.tokens()
+    bare = DataLoader(TensorDataset(loader.dataset.tensors[0]), 4)
+    fid.sample(folds()["logit"], model, bare, progress=False, group=ranks)
+
+
 TROUBLE: dict[str, Check] = {
     check.__name__: check
     for check in (
@@ -435,7 +454,7 @@ class Killed:
 
 
 PLANS: dict[str, tuple[float, dict[str, Check]]] = {
-    "work": (60.0, {**SAME, **TROUBLE}),
+    "work": (60.0, {**SAME, **TROUBLE, "tokens without labels": tokens_without_labels}),
     "killed": (3.0, {"killed": lambda ranks: killed(on_last, ranks), "again": extract}),
     # with it goes the store, which it holds
     "killed first": (
