@@ -4,7 +4,7 @@ Choose a representative subset of the training data (samplers), take the curvatu
 (Hessian), solve for the change of parameters (lissa, cg), remove a class (remove_class).
 """
 
-from fastif_ext import reference
+from fastif_ext import distributed, reference
 from fastif_ext.build import build_info
 from fastif_ext.curvature import GaussNewton, Hessian, LinearSoftmaxHessian
 from fastif_ext.diagnosis import Diagnosis, Finding, diagnose
@@ -17,7 +17,7 @@ from fastif_ext.diagnostics import (
     effective_sample_size,
     hvp_error,
 )
-from fastif_ext.extract import Extracted, extract
+from fastif_ext.extract import Extracted, extract, open_store
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.kmeans import KMeans
 from fastif_ext.lissa import lissa
@@ -66,6 +66,7 @@ from fastif_ext.scores import influence_scores, self_influence
 from fastif_ext.selection import select_parameters
 from fastif_ext.solvers import SolveResult, cg, exact
 from fastif_ext.spectrum import SolverDivergence
+from fastif_ext.tokens import TokenModel, TokenRows
 
 __version__ = str(build_info()["version"])
 
@@ -96,6 +97,8 @@ __all__ = [
     "SolverDivergence",
     "StratifiedSampler",
     "SubsetSampler",
+    "TokenModel",
+    "TokenRows",
     "WeightedRandomSampler",
     "apply_update",
     "bottom_k",
@@ -109,6 +112,7 @@ __all__ = [
     "curvature_multinomial",
     "curvature_sizes",
     "diagnose",
+    "distributed",
     "effective_sample_size",
     "exact",
     "extract",
@@ -129,6 +133,7 @@ __all__ = [
     "mean_gradient",
     "merge_samples",
     "multinomial",
+    "open_store",
     "reference",
     "remove_class",
     "remove_rows",

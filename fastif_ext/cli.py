@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +15,35 @@ from torch import nn
 from fastif_ext import datasets, models
 from fastif_ext.build import build_info
 from fastif_ext.device import DEVICES, choose_device
+from fastif_ext.distributed import Ranks, SharedPasses, launch
+from fastif_ext.passes import HERE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: bad input, 1: the job failed)."""
     arguments = parser().parse_args(argv)
     try:
+        _refuse_ranks(arguments)
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"fastif-ext: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        print(f"fastif-ext: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         return 1
+
+
+def _who() -> str:
+    """The program, and which rank of several it is: all of them tell of an error."""
+    return f"fastif-ext, rank {os.environ['RANK']}" if launch.size() > 1 else "fastif-ext"
+
+
+def _refuse_ranks(arguments: argparse.Namespace) -> None:
+    if launch.size() > 1 and arguments.run is not _remove_class:
+        raise ValueError("only remove-class works under torchrun; run this command without it")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -156,14 +170,24 @@ def _problem(arguments: argparse.Namespace) -> tuple[datasets.LoadedData, nn.Mod
 
 
 def _remove_class(arguments: argparse.Namespace) -> int:
+    with launch.started(choose_device(arguments.device)) as ranks:
+        return _remove_class_on(ranks, arguments)
+
+
+def _remove_class_on(ranks: Ranks | None, arguments: argparse.Namespace) -> int:
     from fastif_ext.comparison import make_sampler
     from fastif_ext.data import loader
-    from fastif_ext.extract import extract
     from fastif_ext.removal import remove_class
 
+    first = ranks is None or ranks.rank == 0
+    arguments.quiet |= not first
     progress = not arguments.quiet
-    data, model = _problem(arguments)
-    extracted = extract(model, loader(data.train), layer="penultimate", progress=progress)
+    passes = HERE if ranks is None else SharedPasses(ranks)
+    with passes.together("training"):
+        data, model = _problem(arguments)
+    if ranks is not None:
+        launch.share_model(model, ranks)
+    extracted = passes.extract(model, loader(data.train), layer="penultimate", progress=progress)
     sampler = make_sampler(arguments.sampler, extracted, arguments.samples, seed=arguments.seed)
     report = remove_class(
         model,
@@ -176,6 +200,7 @@ def _remove_class(arguments: argparse.Namespace) -> int:
         solver=arguments.solver,
         damping=arguments.damping,
         tol=arguments.tol,
+        passes=passes,
         progress=progress,
     )
     print(
@@ -183,10 +208,10 @@ def _remove_class(arguments: argparse.Namespace) -> int:
     )
     print(f"with {sampler}, protocol {arguments.protocol}:")
     print(report.summary())
-    if arguments.save is not None:
+    if arguments.save is not None and first:
         torch.save(report.model.state_dict(), arguments.save)
         print(f"Written: {arguments.save}")
-    if arguments.json is not None:
+    if arguments.json is not None and first:
         arguments.json.write_text(json.dumps(report.to_dict(), indent=1))
         print(f"Written: {arguments.json}")
     return 0 if report.target_reached else 1

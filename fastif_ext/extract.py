@@ -1,24 +1,27 @@
-"""One pass of a model over a DataLoader: logits, features, labels."""
+"""One pass of a model over a DataLoader: logits, features, labels, in memory or on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 
-from fastif_ext.data import batch_rows, call, device_of, evaluating, split_batch, to_device
-from fastif_ext.device import memory_for
+from fastif_ext import store as stores
+from fastif_ext.stream import ExtractedBatch, Layer, stream
 
-Layer = str | Callable[[Any], Tensor] | None
+__all__ = ["Extracted", "ExtractedBatch", "Layer", "extract", "open_store", "stream"]
 
 
 class Extracted(NamedTuple):
-    """What one pass over n rows gave, on the CPU, in the loader's order."""
+    """What one pass over n rows gave, on the CPU, in the loader's order.
+
+    From a store the tensors lie in files mapped into memory and are read as they are used. They
+    cannot be written in: an operation in place ends the process.
+    """
 
     logits: Tensor
     """[n, Y], the model's dtype."""
@@ -28,15 +31,6 @@ class Extracted(NamedTuple):
     """int64 [n]; None where the batches hold no labels."""
 
 
-class ExtractedBatch(NamedTuple):
-    """The same for one batch, where the model ran (labels: on the CPU), and its first row."""
-
-    row_offset: int
-    logits: Tensor
-    features: Tensor | None
-    labels: Tensor | None
-
-
 def extract(
     model: nn.Module,
     loader: DataLoader[Any],
@@ -44,13 +38,15 @@ def extract(
     layer: Layer = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    store: str | os.PathLike[str] | None = None,
 ) -> Extracted:
     """Run the model once over the loader and keep its logits, features and labels.
 
     The model runs in eval mode without gradients and is left as it was found.
 
     Args:
-        model: maps a batch's inputs to logits [b, Y] (a tensor, or an object with ``.logits``).
+        model: maps a batch's inputs to logits [b, Y] (a tensor, or an object with ``.logits``), or
+            to logits [b, T, Y] of tokens, which then are the rows (see fastif_ext.TokenRows).
         loader: batches ``(inputs, labels)``, ``inputs`` alone, or a dict with an optional key
             ``labels`` or ``label``. It must not shuffle: rows are numbered as in the dataset.
         layer: where features come from. ``"penultimate"``: the input of the model's last nn.Linear;
@@ -58,12 +54,16 @@ def extract(
             network, applied to the inputs (extrinsic features); None: no features.
         device: where the model runs; by default the device of its first parameter.
         progress: show a progress bar.
+        store: a folder to keep it in, for what is larger than memory or is used again. An empty or
+            new folder is filled, where a pass was interrupted it goes on, and one that is complete
+            is opened without running the model.
 
     Returns:
         Extracted(logits [n, Y], features [n, d] or None, labels int64 [n] or None), on the CPU.
 
     Raises:
-        ValueError: a shuffling loader, an empty one, an unknown layer, logits that are not 2-D.
+        ValueError: a shuffling loader, an empty one, an unknown layer, logits of another shape, a
+            store of another model, layer or data, or a folder with other files.
 
     Example:
         >>> import torch, fastif_ext as fi
@@ -74,6 +74,15 @@ def extract(
         >>> got.logits.shape, got.features.shape, got.labels.shape
         (torch.Size([10, 3]), torch.Size([10, 5]), torch.Size([10]))
     """
+    if store is not None:
+        writer = stores.Writer(Path(store), model, loader, layer)
+        if not writer.complete:
+            first: dict[str, int] = {"first_batch": writer.batches, "first_row": writer.rows}
+            writer.read(
+                stream(model, loader, layer=layer, device=device, progress=progress, **first)
+            )
+            writer.finish()
+        return open_store(store)
     batches = [
         batch._replace(
             logits=batch.logits.cpu(),
@@ -92,88 +101,26 @@ def extract(
     )
 
 
-def stream(
-    model: nn.Module,
-    loader: DataLoader[Any],
-    *,
-    layer: Layer = None,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> Iterator[ExtractedBatch]:
-    """The same pass, batch by batch, for what needs no more than one batch in memory."""
-    _refuse_shuffling(loader)
-    device = device_of(model) if device is None else device
-    network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
-    row_offset = 0
-    with evaluating(model), _capture(model, name) as captured:
-        rng = torch.get_rng_state()
-        iterator = iter(loader)  # draws a seed for its workers from torch's global generator
-        torch.set_rng_state(rng)
-        size = len(loader) if hasattr(loader, "__len__") else None
-        for batch in tqdm(iterator, "logits", size, unit="batch", disable=not progress):
-            inputs, labels = split_batch(batch)
-            rows = batch_rows(inputs)
-            with (
-                memory_for(f"a batch of {rows} rows", "use a loader with a smaller batch_size"),
-                torch.no_grad(),
-            ):
-                inputs = to_device(inputs, device)
-                output = call(model, inputs)
-                features = captured.pop() if name is not None else None
-                if network is not None:
-                    features = network(inputs)
-            logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                got = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-                raise ValueError(f"extract: the model must return logits [batch, Y], got {got}")
-            yield ExtractedBatch(
-                row_offset,
-                logits.detach(),
-                None if features is None else features.detach().flatten(1),
-                None if labels is None else torch.as_tensor(labels).cpu().long(),
-            )
-            row_offset += logits.shape[0]
+def open_store(folder: str | os.PathLike[str]) -> Extracted:
+    """What ``extract(..., store=folder)`` has kept, whatever model and data it is of.
 
+    Args:
+        folder: a complete store.
 
-@contextmanager
-def _capture(model: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
-    """A list that receives the named layer's features at every forward pass."""
-    captured: list[Tensor] = []
-    if name is None:
-        yield captured
-        return
+    Returns:
+        Extracted, of tensors in files mapped into memory.
 
-    def keep(value: Any) -> None:
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"extract: layer {name!r} gives a {type(value).__name__}, not a tensor"
-            )
-        captured[:] = [value]
+    Raises:
+        ValueError: the folder is no store, not complete, or damaged.
 
-    if name == "penultimate":
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                "extract: layer='penultimate' is the input of the last nn.Linear, and the model "
-                "has none; name a submodule instead"
-            )
-        handle = linear[-1].register_forward_pre_hook(lambda module, args: keep(args[0]))
-    else:
-        modules = dict(model.named_modules())
-        if name not in modules:
-            known = ", ".join(n for n in modules if n)
-            raise ValueError(f"extract: the model has no submodule {name!r}; it has: {known}")
-        handle = modules[name].register_forward_hook(lambda module, args, output: keep(output))
-    try:
-        yield captured
-    finally:
-        handle.remove()
-
-
-def _refuse_shuffling(loader: DataLoader[Any]) -> None:
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
-        raise ValueError(
-            f"loader draws its rows with a {type(sampler).__name__}, so the sampled rows could not "
-            f"be found in the dataset again; pass a DataLoader with shuffle=False"
-        )
+    Example:
+        >>> import tempfile, torch, fastif_ext as fi
+        >>> from torch.utils.data import DataLoader
+        >>> model, loader = torch.nn.Linear(4, 3), DataLoader(torch.randn(10, 4), 5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = fi.extract(model, loader, store=folder, progress=False)
+        ...     fi.open_store(folder).logits.shape
+        torch.Size([10, 3])
+    """
+    arrays = stores.read(Path(folder))
+    return Extracted(arrays["logits"], arrays.get("features"), arrays.get("labels"))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fastif_ext.curvature import check_curvature, last_linear, make_curvature
+from fastif_ext.curvature import check_curvature, last_linear
 from fastif_ext.data import Data, count, take
 from fastif_ext.graphs import CudaGraph
 from fastif_ext.lissa import lissa
-from fastif_ext.objective import mean_gradient
 from fastif_ext.parameters import Params, Selection
+from fastif_ext.passes import HERE, Passes
 from fastif_ext.solvers import SolveResult, cg, exact
 from fastif_ext.variants import VARIANTS, Problem
 
@@ -59,6 +59,7 @@ def influence(
     max_iter: int | None = None,
     chunk_size: int | None = None,
     cuda_graph: CudaGraph = "auto",
+    passes: Passes = HERE,
     progress: bool = False,
 ) -> InfluenceResult:
     """The influence of removing some training points: delta = (H_S + damping I)^-1 g and its kin.
@@ -107,6 +108,8 @@ def influence(
         max_iter: at most this many iterations; by default 5000 for LiSSA.
         chunk_size: rows per chunk of a product; see Hessian.
         cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
+        passes: who makes the passes over data: this process, or all ranks with
+            fastif_ext.distributed.SharedPasses.
         progress: show progress bars.
 
     Returns:
@@ -148,7 +151,7 @@ def influence(
     stand_ins, shares = subset_of("removed_sampler", removed_sampler, points)
 
     def on(data: Data, weights: Tensor | None) -> Callable[[Params], Any]:
-        return lambda chosen: make_curvature(
+        return lambda chosen: passes.curvature(
             curvature, model, loss_fn, data, weights=weights, params=chosen, chunk_size=chunk_size
         )
 
@@ -158,7 +161,7 @@ def influence(
             params=params,
             curvature=on(subset, weights),
             removed_curvature=on(points, None),
-            gradient=lambda chosen: mean_gradient(
+            gradient=lambda chosen: passes.mean_gradient(
                 model, loss_fn, stand_ins, weights=shares, params=chosen, chunk_size=chunk_size
             ),
             solve=solve,

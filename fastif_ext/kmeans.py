@@ -7,15 +7,17 @@ import warnings
 import torch
 from torch import Tensor
 
+from fastif_ext.blocks import Blocks, Matrix
 from fastif_ext.lloyd import (
     Run,
     center_dtype,
+    join_nearest,
     lloyd,
     mean_variance,
     means,
     plus_plus_rows,
     random_rows,
-    sums_and_mass,
+    seeding_rows,
     total,
 )
 from fastif_ext.ops import kmeans_assign
@@ -99,11 +101,17 @@ class KMeans:
         self._mass: Tensor | None = None  # of their weights, float64 [K]
 
     @torch.no_grad()
-    def fit(self, x: Tensor, sample_weight: Tensor | None = None) -> KMeans:
-        """Cluster the rows of x.
+    def fit(self, x: Matrix, sample_weight: Tensor | None = None) -> KMeans:
+        """Cluster the rows of x, which may be larger than memory.
+
+        Chunks, an array mapped from a file and a tensor give the same bits. Chunks are read four
+        times, and once per iteration; what is in memory is a block of 2^26 numbers (256 MB of
+        float32) and for each row its label and distance, 12 bytes, twice.
 
         Args:
-            x: [n, d] with n >= n_clusters, float32, float64, float16 or bfloat16, finite.
+            x: [n, d] with n >= n_clusters, float32, float64, float16 or bfloat16, finite: a tensor,
+                a numpy array (np.memmap too), or an iterable that gives the same chunks [any, d]
+                every time, as a list or a DataLoader that does not shuffle.
             sample_weight: [n], not negative; a row of weight w counts as w rows.
 
         Returns:
@@ -112,19 +120,19 @@ class KMeans:
         Raises:
             TypeError, ValueError: x or sample_weight does not fit; the message names it.
         """
-        weight = self._check_data("KMeans.fit", x, sample_weight, rows=self.n_clusters)
+        blocks = Blocks("KMeans.fit", x)
+        weight = self._check_data("KMeans.fit", blocks, sample_weight, rows=self.n_clusters)
         generator = self._generator()
-        movement = self.tol * mean_variance(x)
+        movement = self.tol * mean_variance(blocks)
         best: Run | None = None
         for _ in range(1 if isinstance(self.init, Tensor) else self.n_init):
-            run = lloyd(
-                x, weight, self._seed_centers(x, weight, generator), self.max_iter, movement
-            )
+            centers = self._seed_centers(blocks, weight, generator)
+            run = lloyd(blocks, weight, centers, self.max_iter, movement)
             if best is None or run.inertia < best.inertia:
                 best = run
         assert best is not None
-        self.cluster_centers_, self.labels_, self.inertia_, self.n_iter_ = best
-        self._sums, self._mass = sums_and_mass(x, self.labels_, weight, self.n_clusters)
+        self.cluster_centers_, self.labels_, self.inertia_, self.n_iter_ = best[:4]
+        self._sums, self._mass = best.sums, best.mass
         found = int((self._mass > 0).sum())
         if found < self.n_clusters:
             warnings.warn(
@@ -135,7 +143,7 @@ class KMeans:
         return self
 
     @torch.no_grad()
-    def partial_fit(self, x: Tensor, sample_weight: Tensor | None = None) -> KMeans:
+    def partial_fit(self, x: Matrix, sample_weight: Tensor | None = None) -> KMeans:
         """Take in one more chunk of rows, of data that is too large to hold or still arriving.
 
         Each row joins the cluster nearest at the time; each center is the mean of all rows that
@@ -154,44 +162,46 @@ class KMeans:
         """
         fresh = self._sums is None
         rows = self.n_clusters if fresh and not isinstance(self.init, Tensor) else 0
-        weight = self._check_data("KMeans.partial_fit", x, sample_weight, rows=rows)
+        blocks = Blocks("KMeans.partial_fit", x)
+        weight = self._check_data("KMeans.partial_fit", blocks, sample_weight, rows=rows)
         if fresh:
-            centers = self._seed_centers(x, weight, self._generator())
+            centers = self._seed_centers(blocks, weight, self._generator())
             self._sums = torch.zeros_like(centers, dtype=torch.float64)
             self._mass = self._sums.new_zeros(self.n_clusters)
             self.n_iter_ = 0
         else:
-            self._check_columns("KMeans.partial_fit", x)
-            centers = self.cluster_centers_.to(x.device, center_dtype(x))
+            self._check_columns("KMeans.partial_fit", blocks.columns)
+            centers = self.cluster_centers_.to(blocks.device, center_dtype(blocks))
         assert self._sums is not None
         assert self._mass is not None
-        self.labels_, sqdist = kmeans_assign(x, centers)
+        self.labels_, sqdist, sums, mass = join_nearest(blocks, weight, centers)
         self.inertia_ = total(sqdist, weight)
-        sums, mass = sums_and_mass(x, self.labels_, weight, self.n_clusters)
-        self._sums = self._sums.to(x.device) + sums
-        self._mass = self._mass.to(x.device) + mass
+        self._sums = self._sums.to(blocks.device) + sums
+        self._mass = self._mass.to(blocks.device) + mass
         self.cluster_centers_ = means(self._sums, self._mass, centers)
         self.n_iter_ += 1
         return self
 
-    def fit_predict(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    def fit_predict(self, x: Matrix, sample_weight: Tensor | None = None) -> Tensor:
         """labels_ after fit(x, sample_weight)."""
         return self.fit(x, sample_weight).labels_
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Matrix) -> Tensor:
         """The cluster of each row, int64 [n], as by kmeans_assign.
+
+        Args:
+            x: as for fit.
 
         Raises:
             RuntimeError: the model is not fitted.
             TypeError, ValueError: x does not fit, or has a row that is not finite.
         """
-        self._check_fitted("KMeans.predict", x)
-        labels, _ = kmeans_assign(x, self.cluster_centers_.to(x.device, center_dtype(x)))
-        if (labels < 0).any():
-            row = int((labels < 0).nonzero()[0])
-            raise ValueError(f"KMeans.predict: row {row} of x has NaN or inf; remove such rows")
-        return labels
+        self._check_fitted("KMeans.predict")
+        blocks = Blocks("KMeans.predict", x)
+        self._check_columns("KMeans.predict", blocks.columns)
+        centers = self.cluster_centers_.to(blocks.device, center_dtype(blocks))
+        return torch.cat([kmeans_assign(block, centers)[0] for _, block in blocks])
 
     @torch.no_grad()
     def transform(self, x: Tensor) -> Tensor:
@@ -201,7 +211,9 @@ class KMeans:
             RuntimeError: the model is not fitted.
             TypeError, ValueError: x does not fit.
         """
-        self._check_fitted("KMeans.transform", x)
+        self._check_fitted("KMeans.transform")
+        check_tensor("KMeans.transform", "x", x, dims=(2,))
+        self._check_columns("KMeans.transform", x.shape[1])
         dtype = center_dtype(x)
         return torch.cdist(
             x.to(dtype),
@@ -212,40 +224,37 @@ class KMeans:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(draw_seed("KMeans", self.seed, None))
 
-    def _seed_centers(self, x: Tensor, weight: Tensor | None, generator: torch.Generator) -> Tensor:
+    def _seed_centers(self, x: Blocks, weight: Tensor | None, generator: torch.Generator) -> Tensor:
         if isinstance(self.init, Tensor):
             return self.init.to(device=x.device, dtype=center_dtype(x), copy=True)
         if self.init == "random":
-            rows = random_rows(x, weight, self.n_clusters, generator)
+            centers = x.take(random_rows(x, weight, self.n_clusters, generator))
         else:
-            rows = plus_plus_rows(x, weight, self.n_clusters, generator)
-        return x[rows].to(center_dtype(x))
+            rows, mass = seeding_rows(x, weight, self.n_clusters, generator)
+            centers = rows[plus_plus_rows(rows, mass, self.n_clusters, generator)]
+        return centers.to(center_dtype(x))
 
     def _check_data(
-        self, op: str, x: Tensor, sample_weight: Tensor | None, *, rows: int
+        self, op: str, x: Blocks, sample_weight: Tensor | None, *, rows: int
     ) -> Tensor | None:
-        """Checks x and the weights; returns the weights in the dtype of the centers."""
-        check_tensor(op, "x", x, dims=(2,))
-        if x.shape[0] < rows:
+        """Checks that x and the weights fit; returns the weights in the dtype of the centers."""
+        if x.rows < rows:
             raise ValueError(
-                f"{op}: x has {x.shape[0]} rows, fewer than n_clusters = {self.n_clusters}; "
+                f"{op}: x has {x.rows} rows, fewer than n_clusters = {self.n_clusters}; "
                 f"pass more rows or choose fewer clusters"
             )
-        if isinstance(self.init, Tensor) and self.init.shape[1] != x.shape[1]:
+        if isinstance(self.init, Tensor) and self.init.shape[1] != x.columns:
             raise ValueError(
-                f"{op}: x has {x.shape[1]} columns, init has shape {shape(self.init)}; "
+                f"{op}: x has {x.columns} columns, init has shape {shape(self.init)}; "
                 f"both must have the same number of columns"
             )
-        if x.numel() and not all(bound.isfinite() for bound in torch.aminmax(x)):
-            row = int((~x.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"{op}: row {row} of x has NaN or inf; remove such rows")
         if sample_weight is None:
             return None
         check_tensor(op, "sample_weight", sample_weight, dims=(1,), dtypes=FLOATING)
-        if sample_weight.shape[0] != x.shape[0]:
+        if sample_weight.shape[0] != x.rows:
             raise ValueError(
                 f"{op}: sample_weight has length {sample_weight.shape[0]}, "
-                f"x has {x.shape[0]} rows; pass one weight per row"
+                f"x has {x.rows} rows; pass one weight per row"
             )
         weight = sample_weight.to(x.device, center_dtype(x))
         if not (weight.isfinite() & (weight >= 0)).all():
@@ -256,13 +265,11 @@ class KMeans:
             )
         return weight
 
-    def _check_columns(self, op: str, x: Tensor) -> None:
-        columns = self.cluster_centers_.shape[1]
-        if x.shape[1] != columns:
-            raise ValueError(f"{op}: x has {x.shape[1]} columns, the model was fitted on {columns}")
+    def _check_columns(self, op: str, columns: int) -> None:
+        fitted = self.cluster_centers_.shape[1]
+        if columns != fitted:
+            raise ValueError(f"{op}: x has {columns} columns, the model was fitted on {fitted}")
 
-    def _check_fitted(self, op: str, x: Tensor) -> None:
+    def _check_fitted(self, op: str) -> None:
         if self._sums is None:
             raise RuntimeError(f"{op}: the model is not fitted; call fit or partial_fit first")
-        check_tensor(op, "x", x, dims=(2,))
-        self._check_columns(op, x)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastif_ext.blocks import Blocks
 from fastif_ext.ops import kmeans_assign, kmeans_candidates
 
 # Without the wrapper's check of the labels, for which it waits where they lie on a GPU.
@@ -26,9 +27,13 @@ class Run(NamedTuple):
     labels: Tensor
     inertia: float
     iterations: int
+    sums: Tensor
+    """Of the weighted rows of each cluster, float64 [K, d]."""
+    mass: Tensor
+    """Of their weights, float64 [K]."""
 
 
-def center_dtype(x: Tensor) -> torch.dtype:
+def center_dtype(x: Tensor | Blocks) -> torch.dtype:
     """The dtype of the centers for x: float32, or float64 for float64 x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -47,13 +52,18 @@ def total(values: Tensor, weight: Tensor | None = None) -> float:
     return float(_total(values if weight is None else values.double() * weight))
 
 
-def mean_variance(x: Tensor) -> float:
+def mean_variance(x: Blocks) -> float:
     """The mean over columns of the variance of x, in a fixed order of summation."""
-    if x.shape[1] == 0:
+    if x.columns == 0:
         return 0.0
-    sums, _ = kmeans_update(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
-    _, sqdist = kmeans_assign(x, sums / len(x))
-    return total(sqdist) / (len(x) * x.shape[1])
+    sums = torch.zeros(1, x.columns, dtype=torch.float64, device=x.device)
+    for _, block in x:
+        sums += kmeans_update(block, torch.zeros(len(block), dtype=torch.int64).to(x.device), 1)[0]
+    mean = (sums / x.rows).to(center_dtype(x))
+    sqdist = torch.empty(x.rows, dtype=mean.dtype, device=x.device)
+    for rows, block in x:
+        sqdist[rows] = kmeans_assign(block, mean)[1]
+    return total(sqdist) / (x.rows * x.columns)
 
 
 def sums_and_mass(
@@ -73,58 +83,81 @@ def means(sums: Tensor, mass: Tensor, centers: Tensor) -> Tensor:
     return torch.where(mass[:, None] > 0, means, centers)
 
 
-def lloyd(x: Tensor, weight: Tensor | None, centers: Tensor, max_iter: int, movement: float) -> Run:
+class Pass(NamedTuple):
+    """The rows joined to their nearest centers, and what the next centers are made of."""
+
+    labels: Tensor
+    sqdist: Tensor
+    sums: Tensor
+    mass: Tensor
+
+
+def join_nearest(x: Blocks, weight: Tensor | None, centers: Tensor) -> Pass:
+    """One reading of x."""
+    labels = torch.empty(x.rows, dtype=torch.int64, device=x.device)
+    sqdist = torch.empty(x.rows, dtype=centers.dtype, device=x.device)
+    sums = torch.zeros_like(centers, dtype=torch.float64)
+    mass = sums.new_zeros(len(centers))
+    for rows, block in x:
+        labels[rows], sqdist[rows] = kmeans_assign(block, centers)
+        part, part_mass = sums_and_mass(
+            block, labels[rows], None if weight is None else weight[rows], len(centers)
+        )
+        sums += part
+        mass += part_mass
+    return Pass(labels, sqdist, sums, mass)
+
+
+def lloyd(x: Blocks, weight: Tensor | None, centers: Tensor, max_iter: int, movement: float) -> Run:
     """Lloyd's algorithm from the given centers; labels and inertia belong to the last centers."""
-    labels, sqdist = kmeans_assign(x, centers)
+    now = join_nearest(x, weight, centers)
     iterations = 0
     # Whether to take for granted that no cluster is empty: to look first would wait for the GPU.
-    hopeful = x.is_cuda
+    hopeful = x.device.type == "cuda"
     while iterations < max_iter:
-        sums, mass = sums_and_mass(x, labels, weight, len(centers))
-        filled = (mass > 0).all()
+        filled = (now.mass > 0).all()
         if not hopeful and not filled:
-            _relocate_empty(x, weight, labels, sqdist, sums, mass)
-        new_centers = means(sums, mass, centers)
-        new_labels, new_sqdist = kmeans_assign(x, new_centers)
+            _relocate_empty(x, weight, now)
+        new_centers = means(now.sums, now.mass, centers)
+        new = join_nearest(x, weight, new_centers)
         moved = _total((new_centers - centers).double().square().flatten())
         found, *settled = torch.stack(
-            [filled, moved <= movement, (new_labels == labels).all()]
+            [filled, moved <= movement, (new.labels == now.labels).all()]
         ).tolist()
         if hopeful and not found:
             hopeful = False
             continue
         iterations += 1
-        centers, labels, sqdist = new_centers, new_labels, new_sqdist
+        centers, now = new_centers, new
         if any(settled):
             break
-    return Run(centers, labels, total(sqdist, weight), iterations)
+    return Run(centers, now.labels, total(now.sqdist, weight), iterations, now.sums, now.mass)
 
 
-def _relocate_empty(
-    x: Tensor, weight: Tensor | None, labels: Tensor, sqdist: Tensor, sums: Tensor, mass: Tensor
-) -> None:
+def _relocate_empty(x: Blocks, weight: Tensor | None, now: Pass) -> None:
     """Moves the rows farthest from their centers, one each, to the empty clusters.
 
     Changes sums and mass in place. Rows without weight, rows on their center, and the last row of a
     cluster stay; what stays empty keeps its center.
     """
-    empty = (mass <= 0).nonzero()[:, 0].tolist()
-    farthest = sqdist.argsort(descending=True, stable=True)
-    labels, sqdist = labels.cpu(), sqdist.cpu()
+    empty = (now.mass <= 0).nonzero()[:, 0].tolist()
+    farthest = now.sqdist.argsort(descending=True, stable=True)
+    labels, sqdist = now.labels.cpu(), now.sqdist.cpu()
     weight = None if weight is None else weight.cpu()
-    size = torch.bincount(labels, minlength=len(mass))
+    size = torch.bincount(labels, minlength=len(now.mass))
+    moves: list[tuple[int, int]] = []  # row, target
     for row in (row for part in farthest.split(1024) for row in part.tolist()):
-        if not empty or sqdist[row] <= 0:
-            return
-        donor = int(labels[row])
-        moved = 1.0 if weight is None else float(weight[row])
-        if moved <= 0 or size[donor] < 2:
-            continue
-        target, vector = empty.pop(0), moved * x[row].double()
-        sums[donor] -= vector
-        mass[donor] -= moved
-        size[donor] -= 1
-        sums[target], mass[target] = vector, moved
+        if len(moves) == len(empty) or sqdist[row] <= 0:
+            break
+        if (weight is None or weight[row] > 0) and size[labels[row]] >= 2:
+            size[labels[row]] -= 1
+            moves.append((row, empty[len(moves)]))
+    rows = torch.tensor([row for row, _ in moves], dtype=torch.int64)
+    for (row, target), vector in zip(moves, x.take(rows).double(), strict=True):
+        donor, moved = int(labels[row]), 1.0 if weight is None else float(weight[row])
+        now.sums[donor] -= moved * vector
+        now.mass[donor] -= moved
+        now.sums[target], now.mass[target] = moved * vector, moved
 
 
 def _integer_cumsum(mass: Tensor) -> Tensor:
@@ -153,16 +186,34 @@ def _uniforms(
 
 
 def random_rows(
-    x: Tensor, weight: Tensor | None, n_clusters: int, generator: torch.Generator
+    x: Blocks, weight: Tensor | None, n_clusters: int, generator: torch.Generator
 ) -> Tensor:
     """Distinct rows, each drawn in turn with probability proportional to its weight."""
     if weight is None:
-        return torch.randperm(len(x), generator=generator)[:n_clusters].to(x.device)
+        return torch.randperm(x.rows, generator=generator)[:n_clusters].to(x.device)
     mass, rows = weight.to(torch.float64, copy=True), []
     for uniform in _uniforms([1] * n_clusters, generator, x.device):
         rows.append(_draw_rows(mass, uniform))
         mass.index_fill_(0, rows[-1], 0.0)
     return torch.cat(rows)
+
+
+def seeding_rows(
+    x: Blocks, weight: Tensor | None, n_clusters: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """The rows that k-means++ chooses from, and their weights.
+
+    It reads them once for each cluster, so of a matrix of more than a block they are drawn at
+    random: as many as a block has, or 16 for each cluster.
+    """
+    limit = max(x.size, 16 * n_clusters)
+    if x.rows <= limit:
+        everything = [block for _, block in x]
+        return everything[0] if len(everything) == 1 else torch.cat(everything), weight
+    able = None if weight is None else (weight > 0).nonzero()[:, 0].cpu()
+    order = torch.randperm(x.rows if able is None else len(able), generator=generator)[:limit]
+    rows = (order if able is None else able[order]).sort().values
+    return x.take(rows), None if weight is None else weight[rows.to(weight.device)]
 
 
 def plus_plus_rows(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastif_ext.data import loader
-from fastif_ext.extract import extract
+from fastif_ext.passes import HERE, Passes
 
 
 class ClassMetrics(NamedTuple):
@@ -50,13 +50,16 @@ def f1_score(self_accuracy: float, remaining_accuracy: float) -> float:
     return 2 * forgotten * remaining_accuracy / total if total > 0 else 0.0
 
 
-def class_metrics(model: nn.Module, data: Dataset[Any], class_index: int) -> ClassMetrics:
+def class_metrics(
+    model: nn.Module, data: Dataset[Any], class_index: int, *, passes: Passes = HERE
+) -> ClassMetrics:
     """Self-accuracy, remaining accuracy, self-loss and F1 of a model on a data set.
 
     Args:
         model: maps inputs to logits [b, Y].
         data: a map-style dataset of (inputs, label).
         class_index: the class that is to be forgotten.
+        passes: who makes the pass over the data; see fastif_ext.distributed.SharedPasses.
 
     Returns:
         ClassMetrics(f1, self_accuracy, remaining_accuracy, self_loss).
@@ -70,7 +73,7 @@ def class_metrics(model: nn.Module, data: Dataset[Any], class_index: int) -> Cla
         >>> fi.class_metrics(torch.nn.Identity(), data, 1).self_accuracy
         1.0
     """
-    got = predict(model, data)
+    got = predict(model, data, passes=passes)
     own = got.labels == class_index
     if not own.any() or own.all():
         which = "no row" if not own.any() else "nothing but rows"
@@ -105,9 +108,11 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def predict(model: nn.Module, data: Dataset[Any], *, progress: bool = False) -> Predictions:
+def predict(
+    model: nn.Module, data: Dataset[Any], *, progress: bool = False, passes: Passes = HERE
+) -> Predictions:
     """Logits and labels of a whole data set, in its order."""
-    got = extract(model, loader(data), progress=progress)
+    got = passes.extract(model, loader(data), progress=progress)
     if got.labels is None:
         raise ValueError("class removal needs a dataset of (inputs, label); this one has no labels")
     return Predictions(got.logits, got.labels)

@@ -111,7 +111,7 @@ def test_bad_input(model: nn.Module, data: TensorDataset) -> None:
         run(nn.Flatten(), data, layer="penultimate")
     with pytest.raises(ValueError, match="gave no batch"):
         run(model, TensorDataset(torch.empty(0, 6)))
-    with pytest.raises(ValueError, match=r"logits \[batch, Y\], got \[5, 6, 1\]"):
-        run(nn.Unflatten(1, (6, 1)), data)
+    with pytest.raises(ValueError, match=r"or \[batch, T, Y\], got \[5, 6, 1, 1\]"):
+        run(nn.Unflatten(1, (6, 1, 1)), data)
     with pytest.raises(ValueError, match="a tuple of 3|a list of 3"):
         run(model, TensorDataset(*data.tensors, data.tensors[1]))

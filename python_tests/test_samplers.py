@@ -287,7 +287,9 @@ class TestFromLoader:
         logits = fi.extract(model, loader, progress=False).logits
         streamed = fi.LogitSampler.from_loader(model, loader, 5, by_label=True, progress=False)
         assert torch.equal(streamed.indices, fi.LogitSampler(logits, 5, labels=labels).indices)
-        with pytest.raises(ValueError, match="by_label=True, but the loader's batches hold none"):
+        with pytest.raises(
+            ValueError, match="labels are needed, but the loader's batches hold none"
+        ):
             fi.LogitSampler.from_loader(
                 model, DataLoader(data.tensors[0]), 5, by_label=True, progress=False
             )

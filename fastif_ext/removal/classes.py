@@ -21,6 +21,7 @@ from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics, predict
 from fastif_ext.parameters import apply_update, flat_parameters
+from fastif_ext.passes import HERE, Passes
 from fastif_ext.removal.report import Clock, RemovalReport, StepRecord
 from fastif_ext.removal.search import Guard, best_on_test, shortest_step
 from fastif_ext.removal.subsets import Chooser, curvature_subset
@@ -45,6 +46,7 @@ def remove_class(
     step_norm: float | None = None,
     max_steps: int = 100,
     seed: int = 0,
+    passes: Passes = HERE,
     progress: bool = False,
     **solve: Any,
 ) -> RemovalReport:
@@ -84,6 +86,8 @@ def remove_class(
         step_norm: length of one step of protocol="paper"; by default |theta| / 200.
         max_steps: most steps that protocol="paper" adds.
         seed: of the samplers.
+        passes: who makes the passes over data: this process, or all ranks with
+            fastif_ext.distributed.SharedPasses; then all return the same report.
         progress: show progress bars.
         **solve: passed on to fastif_ext.influence: params, variant, curvature, solver, damping ...
 
@@ -122,33 +126,47 @@ def remove_class(
     ):
         if value is not None and value < 1:
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
-    inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, progress
-    with peak_memory(device_of(model)) as peak:
-        job = _Removal(*inputs, solve)
-        if protocol == "paper":
-            assert test is not None
-            edited = job.along_one_direction(test, step_norm, max_steps)
-        else:
-            edited = job.along_new_directions(linearisations, target)
+    inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, passes
     report_on = train if test is None else test
-    report = RemovalReport(
-        model=edited,
+    shared = passes.together(
+        "remove_class",
         class_index=class_index,
         protocol=protocol,
-        before=class_metrics(model, report_on, class_index),
-        after=class_metrics(edited, report_on, class_index),
-        delta=flat_parameters(edited) - flat_parameters(model),
-        step=job.step,
-        theory_step=job.theory_step,
-        target_reached=job.reached,
-        history=job.history,
-        directions=job.directions,
-        norms=job.norms,
-        kept_before=job.guard.before,
-        kept_after=job.guard.of(edited),
-        seconds=job.clock.laps,
-        peak=peak,
+        sampler=getattr(sampler, "indices", sampler),
+        samples=samples,
+        removed_samples=removed_samples,
+        linearisations=linearisations,
+        target=target,
+        step_norm=step_norm,
+        seed=seed,
+        **solve,
     )
+    with shared:
+        with peak_memory(device_of(model)) as peak:
+            job = _Removal(*inputs, progress, solve)
+            if protocol == "paper":
+                assert test is not None
+                edited = job.along_one_direction(test, step_norm, max_steps)
+            else:
+                edited = job.along_new_directions(linearisations, target)
+        report = RemovalReport(
+            model=edited,
+            class_index=class_index,
+            protocol=protocol,
+            before=class_metrics(model, report_on, class_index, passes=passes),
+            after=class_metrics(edited, report_on, class_index, passes=passes),
+            delta=flat_parameters(edited) - flat_parameters(model),
+            step=job.step,
+            theory_step=job.theory_step,
+            target_reached=job.reached,
+            history=job.history,
+            directions=job.directions,
+            norms=job.norms,
+            kept_before=job.guard.before,
+            kept_after=job.guard.of(edited),
+            seconds=job.clock.laps,
+            peak=peak,
+        )
     if not report.target_reached:
         warnings.warn(
             f"self-accuracy on the training rows of class {class_index} stayed at {job.left:.3f}, "
@@ -177,14 +195,16 @@ class _Removal:
         removed_samples: int | None,
         loss_fn: Callable[[Any, Tensor], Tensor],
         seed: int,
+        passes: Passes,
         progress: bool,
         solve: dict[str, Any],
     ) -> None:
         self.clock = Clock()
         self.model, self.train, self.class_index = model, train, class_index
         self.sampler, self.samples, self.removed_samples = sampler, samples, removed_samples
-        self.loss_fn, self.seed, self.progress, self.solve = loss_fn, seed, progress, solve
-        self.got = predict(model, train, progress=progress)
+        self.loss_fn, self.seed, self.passes = loss_fn, seed, passes
+        self.progress, self.solve = progress, solve
+        self.got = predict(model, train, progress=progress, passes=passes)
         own = self.got.labels == class_index
         self.removed_rows, self.kept_rows = (rows.nonzero().flatten() for rows in (own, ~own))
         n, n_removed = len(own), len(self.removed_rows)
@@ -194,7 +214,7 @@ class _Removal:
                 f"the labels are {self.got.labels.unique().tolist()}"
             )
         self.removed = take(train, self.removed_rows)
-        self.guard = Guard(model, train, self.kept_rows)
+        self.guard = Guard(model, train, self.kept_rows, passes=passes)
         self.theory_step = n_removed / (n - n_removed)
         self.step, self.reached = 0.0, True
         self.left = 0.0
@@ -208,7 +228,7 @@ class _Removal:
         current, unit = self.model, None
         for k in tqdm(range(2 * parts), desc="linearisations", disable=not self.progress):
             if k > 0:
-                self.got = predict(current, self.train, progress=self.progress)
+                self.got = predict(current, self.train, progress=self.progress, passes=self.passes)
             direction = self._direction(current, k)
             length = float(direction.delta.norm())
             limit = None if unit is None or length == 0 else unit / length
@@ -222,6 +242,7 @@ class _Removal:
                 limit=limit,
                 linearisation=k,
                 guard=self.guard,
+                passes=self.passes,
             )
             self.history += tried
             self.left = next(r.self_accuracy for r in tried if r.step == self.step)
@@ -262,6 +283,7 @@ class _Removal:
             self.class_index,
             unit=length / float(direction.delta.norm()),
             max_steps=max_steps,
+            passes=self.passes,
             progress=self.progress,
         )
         edited = apply_update(self.model, direction.delta, self.step)
@@ -300,6 +322,7 @@ class _Removal:
             self.train,
             sampler=subset,
             removed_sampler=stand_ins,
+            passes=self.passes,
             progress=self.progress,
             **self.solve,
         )

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from fastif_ext.data import take
 from fastif_ext.metrics import Fit, class_metrics, f1_score, fit, predict
 from fastif_ext.parameters import apply_update
+from fastif_ext.passes import HERE, Passes
 from fastif_ext.removal.report import KEEP, StepRecord
 
 WATCHED = 1000  # the standard error of an accuracy on so many rows is below .016
@@ -24,19 +25,22 @@ class Guard:
         model: as it was before anything was removed.
         train: the training set, a map-style dataset of (inputs, label).
         kept: int64, its rows that stay; at most WATCHED, evenly spread over them, are looked at.
+        passes: who makes the passes over them.
     """
 
-    def __init__(self, model: nn.Module, train: Dataset[Any], kept: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, train: Dataset[Any], kept: Tensor, *, passes: Passes = HERE
+    ) -> None:
         if len(kept) > WATCHED:
             kept = kept[torch.linspace(0, len(kept) - 1, WATCHED, dtype=torch.float64).long()]
-        self.rows = take(train, kept)
+        self.rows, self._passes = take(train, kept), passes
         self.before = self.of(model)
         self.floor = KEEP * self.before.accuracy
         """Accuracy below which a model is broken."""
 
     def of(self, model: nn.Module) -> Fit:
         """Accuracy and loss of a model on the rows that are watched."""
-        return fit(*predict(model, self.rows))
+        return fit(*predict(model, self.rows, passes=self._passes))
 
 
 def shortest_step(
@@ -50,6 +54,7 @@ def shortest_step(
     limit: float | None = None,
     linearisation: int = 0,
     guard: Guard | None = None,
+    passes: Passes = HERE,
 ) -> tuple[float, list[StepRecord], bool]:
     """The shortest step along delta after which the model no longer knows the class.
 
@@ -70,6 +75,7 @@ def shortest_step(
         limit: the longest step to take; it is taken where the target needs a longer one.
         linearisation: noted in the records.
         guard: tells which steps break the model; without one no step is refused.
+        passes: who makes the passes over `removed`.
 
     Returns:
         (step, every step tried, whether the target was reached); step 0 where the model does not
@@ -82,7 +88,7 @@ def shortest_step(
     def knows(step: float) -> bool:
         """Whether the model still knows the class after a step."""
         moved = apply_update(model, delta, step)
-        logits = predict(moved, removed).logits
+        logits = predict(moved, removed, passes=passes).logits
         own = float((logits.argmax(1) == class_index).double().mean())
         others = None if guard is None else guard.of(moved).accuracy
         history.append(StepRecord(step, own, None, linearisation, others))
@@ -134,12 +140,14 @@ def best_on_test(
     *,
     unit: float,
     max_steps: int,
+    passes: Passes,
     progress: bool,
 ) -> tuple[float, list[StepRecord]]:
     """Step 1, 2, 3 ... units along the direction; the step with the best F1 on the test set."""
     history = []
     for i in tqdm(range(1, max_steps + 1), desc="steps", disable=not progress):
-        metrics = class_metrics(apply_update(model, delta, i * unit), test, class_index)
+        moved = apply_update(model, delta, i * unit)
+        metrics = class_metrics(moved, test, class_index, passes=passes)
         history.append(StepRecord(i * unit, metrics.self_accuracy, metrics.f1))
     best = max(history, key=lambda record: record.f1 or 0.0)
     return best.step, history

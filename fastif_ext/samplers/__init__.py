@@ -11,19 +11,36 @@ paper's (arXiv 2510.26776) and weigh their rows equally, as the paper does.
 """
 
 from fastif_ext.samplers.base import SubsetSampler
-from fastif_ext.samplers.curvature import CurvatureSampler, ResidualSampler
-from fastif_ext.samplers.feature import FeatureSampler
-from fastif_ext.samplers.logit import LogitSampler
-from fastif_ext.samplers.uniform import AllRows, RandomSampler, StratifiedSampler
+from fastif_ext.samplers.curvature import CurvatureFold, CurvatureSampler
+from fastif_ext.samplers.feature import FeatureFold, FeatureSampler
+from fastif_ext.samplers.fold import Fold
+from fastif_ext.samplers.logit import LogitFold, LogitSampler
+from fastif_ext.samplers.residual import ResidualFold, ResidualSampler
+from fastif_ext.samplers.uniform import (
+    AllRows,
+    AllRowsFold,
+    RandomFold,
+    RandomSampler,
+    StratifiedFold,
+    StratifiedSampler,
+)
 from fastif_ext.samplers.weighted import WeightedRandomSampler
 
 __all__ = [
     "AllRows",
+    "AllRowsFold",
+    "CurvatureFold",
     "CurvatureSampler",
+    "FeatureFold",
     "FeatureSampler",
+    "Fold",
+    "LogitFold",
     "LogitSampler",
+    "RandomFold",
     "RandomSampler",
+    "ResidualFold",
     "ResidualSampler",
+    "StratifiedFold",
     "StratifiedSampler",
     "SubsetSampler",
     "WeightedRandomSampler",

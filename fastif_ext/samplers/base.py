@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ class SubsetSampler(Sampler[int]):
         self.indices = indices.cpu()
         m = len(indices)
         self.weights = torch.full((m,), 1 / m) if weights is None else weights.cpu().float()
+
+    @classmethod
+    def drawn(cls, n: int, indices: Tensor, weights: Tensor | None = None) -> Any:
+        """A sampler of this class with a subset that is drawn already."""
+        sampler = cls.__new__(cls)
+        SubsetSampler.__init__(sampler, n, indices, weights)
+        return sampler
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices.tolist())
@@ -54,8 +62,9 @@ def check_logits(sampler: str, logits: Tensor, *, first_row: int = 0) -> Tensor:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{sampler}: logits must be a floating-point tensor [n, Y], got {got}")
     logits = logits.detach()
-    bad = (logits.isnan() | logits.isposinf()).any(1).nonzero().flatten()
-    if len(bad):
+    # The largest logit of a row shows both, and no n x Y tensor is made.
+    bad = (~(logits.amax(1) < torch.inf)).nonzero().flatten() if logits.numel() else None
+    if bad is not None and len(bad):
         raise ValueError(
             f"{sampler}: logits hold NaN or +inf in {len(bad)} rows, the first is row "
             f"{first_row + int(bad[0])}; remove these rows or mend the model"
@@ -80,3 +89,17 @@ def check_labels(
             f"{int(labels.min())} to {int(labels.max())}"
         )
     return labels
+
+
+def require_labels(sampler: str, labels: Tensor | None) -> Tensor:
+    """The labels of a batch, which must have some."""
+    if labels is None:
+        raise ValueError(f"{sampler}: labels are needed, but the loader's batches hold none")
+    return labels
+
+
+def row_blocks(logits: Tensor, elements: int = 2**22) -> Iterator[slice]:
+    """Slices of rows with so many logits at most: what is made of one block stays small."""
+    n, classes = logits.shape
+    step = max(elements // max(classes, 1), 1)
+    return (slice(i, min(i + step, n)) for i in range(0, n, step))

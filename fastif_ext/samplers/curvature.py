@@ -1,24 +1,21 @@
-"""Samplers that draw by size with Horvitz-Thompson weights: curvature and residual."""
+"""Curvature sampling: rows drawn by the size of their softmax Hessian."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
 from fastif_ext.device import with_kernels
-from fastif_ext.extract import Layer, stream
-from fastif_ext.samplers.base import (
-    SubsetSampler,
-    check_labels,
-    check_logits,
-    check_size,
-    generator,
-)
+from fastif_ext.samplers.base import SubsetSampler, check_logits, check_size, row_blocks
+from fastif_ext.samplers.drive import drive
+from fastif_ext.samplers.fold import ColumnFold
+from fastif_ext.samplers.sizes import bottom_k, check_share, mixture, systematic
+from fastif_ext.stream import ExtractedBatch, Layer
 
 
 class CurvatureSampler(SubsetSampler):
@@ -62,10 +59,9 @@ class CurvatureSampler(SubsetSampler):
         method: str = "bottom-k",
         seed: int = 0,
     ) -> None:
-        logits = check_logits("CurvatureSampler", logits)
-        sizes = ops.curvature_sizes(logits, row_scale=row_scale)
-        order = _boundary_position(logits) if method == "systematic" else None
-        self._finish(sizes, order, m, uniform, method, seed)
+        fold = CurvatureFold(m, uniform=uniform, method=method, seed=seed)
+        fold.take(logits, row_scale)
+        super().__init__(*fold.subset())
 
     @classmethod
     def from_loader(
@@ -80,6 +76,7 @@ class CurvatureSampler(SubsetSampler):
         seed: int = 0,
         device: torch.device | str | None = None,
         progress: bool = True,
+        state: str | os.PathLike[str] | None = None,
     ) -> CurvatureSampler:
         """The same sampler in one pass over a loader; one float per row is kept.
 
@@ -94,146 +91,75 @@ class CurvatureSampler(SubsetSampler):
             seed: the same seed draws the same rows.
             device: where the model runs.
             progress: show a progress bar.
+            state: a file that keeps what was read, to go on after an interruption; see
+                fastif_ext.samplers.drive.
         """
-        sizes, positions = [], []
-        for batch in stream(model, loader, layer=layer, device=device, progress=progress):
-            logits = with_kernels(batch.logits)
-            logits = check_logits("CurvatureSampler", logits, first_row=batch.row_offset)
-            scale = None if batch.features is None else batch.features.square().sum(1) + 1
-            scale = None if scale is None else scale.to(logits.device)
-            sizes.append(ops.curvature_sizes(logits, row_scale=scale))
-            if method == "systematic":
-                positions.append(_boundary_position(logits))
-        if not sizes:
-            raise ValueError("CurvatureSampler: loader gave no batch")
-        sampler = cls.__new__(cls)
-        order = torch.cat(positions) if positions else None
-        sampler._finish(torch.cat(sizes), order, m, uniform, method, seed)
+        fold = CurvatureFold(m, uniform=uniform, method=method, seed=seed)
+        sampler: CurvatureSampler = drive(
+            fold, model, loader, layer=layer, device=device, progress=progress, state=state
+        )
         return sampler
 
-    def _finish(
-        self,
-        sizes: Tensor,
-        position: Tensor | None,
-        m: int,
-        uniform: float,
-        method: str,
-        seed: int,
+
+class CurvatureFold(ColumnFold):
+    """The size of each row, and for systematic sampling its place along the boundaries.
+
+    4 bytes a row, or 20. Features in a batch give the row scale |features|^2 + 1.
+    """
+
+    sampler = CurvatureSampler
+
+    def __init__(
+        self, m: int, *, uniform: float = 0.3, method: str = "bottom-k", seed: int = 0
     ) -> None:
-        check_size("CurvatureSampler", len(sizes), m)
-        sizes = _mixture("CurvatureSampler", sizes, m, uniform)
-        if method == "bottom-k":
-            rows, weights = _horvitz_thompson(sizes, m, seed)
-        elif method == "systematic":
-            assert position is not None
-            rows, weights = _systematic(sizes, position, m, seed)
-        else:
+        if method not in ("bottom-k", "systematic"):
             raise ValueError(
                 f"CurvatureSampler: method must be 'bottom-k' or 'systematic', got {method!r}"
             )
-        SubsetSampler.__init__(self, len(sizes), rows, weights)
+        check_share("CurvatureSampler", uniform)
+        columns = ("sizes", "position") if method == "systematic" else ("sizes",)
+        super().__init__(columns, m=m, uniform=uniform, method=method, seed=seed)
+        self.m, self.uniform, self.seed = m, uniform, seed
+
+    def take(self, logits: Tensor, row_scale: Tensor | None) -> None:
+        """All rows at once, with a scale of one's own."""
+        logits = check_logits(self.name, logits)
+        self._append(self._measure(logits, row_scale))
+        self._count(0, len(logits))
+
+    def _rows(self, batch: ExtractedBatch) -> tuple[Tensor, ...]:
+        logits = check_logits(self.name, with_kernels(batch.logits), first_row=batch.row_offset)
+        scale = None if batch.features is None else batch.features.square().sum(1) + 1
+        return self._measure(logits, None if scale is None else scale.to(logits.device))
+
+    def _measure(self, logits: Tensor, row_scale: Tensor | None) -> tuple[Tensor, ...]:
+        sizes = ops.curvature_sizes(logits, row_scale=row_scale).cpu()
+        return (sizes, boundary_position(logits).cpu()) if len(self.columns) > 1 else (sizes,)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        check_size(self.name, self.rows, self.m)
+        sizes = mixture(self.name, self.columns["sizes"].tensor(), self.m, self.uniform)
+        if "position" in self.columns:
+            return systematic(sizes, self.columns["position"].tensor(), self.m, self.seed)
+        return bottom_k(sizes, self.m, self.seed)
 
 
-class ResidualSampler(SubsetSampler):
-    """Rows for the mean gradient over a set, drawn by residual norm |p_i - e_y|, weighted by 1/pi.
-
-    A row's gradient through a softmax is proportional to its residual; a few hundred of them stand
-    for the whole removal set. Weights are Horvitz-Thompson: sum_j w_j g_j is unbiased for the mean.
-
-    Args:
-        logits: [n, Y] of the rows of the set.
-        labels: int64 [n].
-        m: rows to draw, 1 <= m <= n.
-        uniform: share of the uniform part, in [0, 1].
-        seed: the same seed draws the same rows.
-
-    Raises:
-        ValueError: NaN logits, labels out of range, m or uniform out of range.
-
-    Example:
-        >>> import torch, fastif_ext as fi
-        >>> fi.ResidualSampler(torch.randn(100, 3), torch.arange(100) % 3, 10, seed=0)
-        ResidualSampler(10 of 100 rows)
-    """
-
-    def __init__(
-        self, logits: Tensor, labels: Tensor, m: int, *, uniform: float = 0.2, seed: int = 0
-    ) -> None:
-        logits = check_logits("ResidualSampler", logits)
-        n, classes = logits.shape
-        labels = check_labels("ResidualSampler", labels, n=n, classes=classes)
-        check_size("ResidualSampler", n, m)
-        residual = logits.softmax(1, dtype=torch.float64)
-        labels = labels.to(logits.device)
-        residual.scatter_add_(1, labels[:, None], residual.new_full((n, 1), -1.0))
-        sizes = _mixture("ResidualSampler", residual.norm(dim=1).float(), m, uniform)
-        super().__init__(n, *_horvitz_thompson(sizes, m, seed))
-
-
-def _mixture(sampler: str, sizes: Tensor, m: int, uniform: float) -> Tensor:
-    """The sizes plus a constant that makes up the share `uniform` of their sum, on the CPU.
-
-    There the sum has one order, so that the same sizes give the same rows on every device.
-    """
-    sizes = sizes.cpu()
-    if not 0 <= uniform <= 1:
-        raise ValueError(f"{sampler}: uniform must be between 0 and 1, got {uniform}")
-    mean = sizes.numpy().mean(dtype=np.float64)  # numpy sums in one order on any threads
-    if uniform == 1 or (mean == 0 and uniform > 0):
-        return torch.ones_like(sizes)
-    positive = int((sizes > 0).sum())
-    if uniform == 0 and positive < m:
-        raise ValueError(
-            f"{sampler}: m = {m}, but only {positive} rows have positive size; take uniform > 0"
-        )
-    return sizes + float(mean * uniform / (1 - uniform))
-
-
-def _horvitz_thompson(sizes: Tensor, m: int, seed: int) -> tuple[Tensor, Tensor]:
-    """m distinct rows by bottom-k on the sizes, with weights 1 / (n pi)."""
-    sample = ops.bottom_k(sizes, m, seed=seed)
-    pi = ops.inclusion_probability(sizes[sample.rows].double(), sample.log_threshold)
-    return sample.rows, 1 / (len(sizes) * pi)
-
-
-def _systematic(sizes: Tensor, position: Tensor, m: int, seed: int) -> tuple[Tensor, Tensor]:
-    """m distinct rows by systematic PPS over the rows in lexicographic order of their position.
-
-    pi_i = m f_i / sum f; rows that would exceed 1 are taken for certain and the rest rescaled.
-    """
-    f = sizes.double().numpy()
-    n, certain = len(f), np.zeros(len(f), dtype=bool)
-    while True:
-        rest = m - certain.sum()
-        pi = np.where(certain, 1.0, f * (rest / max(f[~certain].sum(), 1e-300)))
-        over = ~certain & (pi >= 1)
-        if not over.any():
-            break
-        certain |= over
-    position = position.cpu()
-    order = np.lexsort((position[:, 1].numpy(), position[:, 0].numpy()))
-    order = order[~certain[order]]
-    steps = np.concatenate([[0.0], pi[order].cumsum()])
-    if rest > 0:
-        steps *= rest / steps[-1]
-    start = torch.rand((), generator=generator(seed), dtype=torch.float64).item()
-    drawn = np.floor(steps[1:] - start) > np.floor(steps[:-1] - start)
-    rows = np.concatenate([np.flatnonzero(certain), order[drawn]])
-    return torch.from_numpy(rows), torch.from_numpy(1 / (n * pi[rows]))
-
-
-def _boundary_position(logits: Tensor) -> Tensor:
+def boundary_position(logits: Tensor) -> Tensor:
     """Where each row stands along the decision boundaries, float64 [n, 2].
 
     First the unordered pair of its two most likely classes, which names the boundary; then the
     difference of their logits, which tells the side and the distance.
     """
     n, classes = logits.shape
+    place = torch.zeros(n, 2, dtype=torch.float64, device=logits.device)
     if classes < 2:
-        return torch.zeros(n, 2, dtype=torch.float64, device=logits.device)
-    first = logits.argmax(1, keepdim=True)  # of equal ones the first, on every device, unlike topk
-    second = logits.scatter(1, first, -torch.inf).argmax(1, keepdim=True)
-    pair = torch.cat([first, second], 1).sort(dim=1).values
-    margin = logits.gather(1, pair).double()
-    boundary = (pair[:, 0] * classes + pair[:, 1]).double()
-    return torch.stack([boundary, (margin[:, 1] - margin[:, 0]).nan_to_num()], dim=1)
+        return place
+    for rows in row_blocks(logits):
+        block = logits[rows]
+        first = block.argmax(1, keepdim=True)  # of equal ones the first everywhere, unlike topk
+        second = block.scatter(1, first, -torch.inf).argmax(1, keepdim=True)
+        pair = torch.cat([first, second], 1).sort(dim=1).values
+        margin = block.gather(1, pair).double()
+        place[rows, 0] = (pair[:, 0] * classes + pair[:, 1]).double()
+        place[rows, 1] = (margin[:, 1] - margin[:, 0]).nan_to_num()
+    return place

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import os
+from typing import Any
 
-from fastif_ext.samplers.base import SubsetSampler, check_labels, check_size, generator
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fastif_ext.samplers.base import (
+    SubsetSampler,
+    check_labels,
+    check_size,
+    generator,
+    require_labels,
+)
+from fastif_ext.samplers.drive import drive
+from fastif_ext.samplers.fold import ColumnFold, Fold
+from fastif_ext.stream import ExtractedBatch
 
 
 class AllRows(SubsetSampler):
@@ -23,6 +36,28 @@ class AllRows(SubsetSampler):
     def __init__(self, n: int) -> None:
         check_size("AllRows", n, n)
         super().__init__(n, torch.arange(n))
+
+    @classmethod
+    def from_loader(
+        cls,
+        model: nn.Module | None,
+        loader: DataLoader[Any],
+        *,
+        progress: bool = True,
+        state: str | os.PathLike[str] | None = None,
+    ) -> AllRows:
+        """Every row of a loader; they are counted, the model is not run.
+
+        Args:
+            model: not run; it is there so that all samplers are called alike.
+            loader: a DataLoader that does not shuffle.
+            progress: show a progress bar.
+            state: a file that keeps what was read, to go on after an interruption; see
+                fastif_ext.samplers.drive.
+        """
+        fold = AllRowsFold()
+        sampler: AllRows = drive(fold, None, loader, progress=progress, state=state)
+        return sampler
 
 
 class RandomSampler(SubsetSampler):
@@ -43,8 +78,33 @@ class RandomSampler(SubsetSampler):
     """
 
     def __init__(self, n: int, m: int, *, seed: int = 0) -> None:
-        check_size("RandomSampler", n, m)
-        super().__init__(n, torch.randperm(n, generator=generator(seed))[:m])
+        super().__init__(n, *_random_rows(n, m, seed))
+
+    @classmethod
+    def from_loader(
+        cls,
+        model: nn.Module | None,
+        loader: DataLoader[Any],
+        m: int,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        state: str | os.PathLike[str] | None = None,
+    ) -> RandomSampler:
+        """The same sampler on the rows of a loader; they are counted, the model is not run.
+
+        Args:
+            model: not run; it is there so that all samplers are called alike.
+            loader: a DataLoader that does not shuffle.
+            m: rows to draw.
+            seed: the same seed draws the same rows.
+            progress: show a progress bar.
+            state: a file that keeps what was read, to go on after an interruption; see
+                fastif_ext.samplers.drive.
+        """
+        fold = RandomFold(m, seed=seed)
+        sampler: RandomSampler = drive(fold, None, loader, progress=progress, state=state)
+        return sampler
 
 
 class StratifiedSampler(SubsetSampler):
@@ -69,22 +129,112 @@ class StratifiedSampler(SubsetSampler):
     """
 
     def __init__(self, labels: Tensor, m: int, *, seed: int = 0) -> None:
-        labels = check_labels("StratifiedSampler", labels)
-        n = len(labels)
-        check_size("StratifiedSampler", n, m)
-        present, group, counts = labels.unique(return_inverse=True, return_counts=True)
-        if m < len(present):
-            raise ValueError(
-                f"StratifiedSampler: m = {m} is less than the {len(present)} labels present; each "
-                f"needs a row, or use RandomSampler"
-            )
-        quota = _largest_remainder(counts, m)
-        order = torch.randperm(n, generator=generator(seed))
-        order = order[group[order].argsort(stable=True)]
-        rank_in_group = torch.arange(n) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        kept = order[rank_in_group < quota.repeat_interleave(counts)]
-        weight = counts.double() / (n * quota.double())
-        super().__init__(n, kept, weight[group[kept]])
+        super().__init__(len(labels), *_stratified_rows(labels, m, seed))
+
+    @classmethod
+    def from_loader(
+        cls,
+        model: nn.Module | None,
+        loader: DataLoader[Any],
+        m: int,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        state: str | os.PathLike[str] | None = None,
+    ) -> StratifiedSampler:
+        """The same sampler on the labels of a loader's batches; the model is not run.
+
+        Args:
+            model: not run; it is there so that all samplers are called alike.
+            loader: a DataLoader that does not shuffle; its batches hold labels.
+            m: rows to draw.
+            seed: the same seed draws the same rows.
+            progress: show a progress bar.
+            state: a file that keeps what was read, to go on after an interruption; see
+                fastif_ext.samplers.drive.
+        """
+        fold = StratifiedFold(m, seed=seed)
+        sampler: StratifiedSampler = drive(fold, None, loader, progress=progress, state=state)
+        return sampler
+
+
+class CountFold(Fold):
+    """The number of rows."""
+
+    def _update(self, batch: ExtractedBatch) -> None:
+        pass
+
+    def _merge(self, other: Any) -> None:
+        pass
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class AllRowsFold(CountFold):
+    """The number of rows."""
+
+    sampler = AllRows
+
+    def _draw(self) -> tuple[Tensor, None]:
+        return torch.arange(self.rows), None
+
+
+class RandomFold(CountFold):
+    """The number of rows."""
+
+    sampler = RandomSampler
+
+    def __init__(self, m: int, *, seed: int = 0) -> None:
+        super().__init__(m=m, seed=seed)
+        self.m, self.seed = m, seed
+
+    def _draw(self) -> tuple[Tensor, None]:
+        return _random_rows(self.rows, self.m, self.seed)
+
+
+class StratifiedFold(ColumnFold):
+    """The label of each row, 8 bytes."""
+
+    sampler = StratifiedSampler
+
+    def __init__(self, m: int, *, seed: int = 0) -> None:
+        super().__init__(("labels",), m=m, seed=seed)
+        self.m, self.seed = m, seed
+
+    def _rows(self, batch: ExtractedBatch) -> tuple[Tensor, ...]:
+        labels = require_labels(self.name, batch.labels)
+        return (check_labels(self.name, labels, n=len(batch.logits)),)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        return _stratified_rows(self.columns["labels"].tensor(), self.m, self.seed)
+
+
+def _random_rows(n: int, m: int, seed: int) -> tuple[Tensor, None]:
+    check_size("RandomSampler", n, m)
+    return torch.randperm(n, generator=generator(seed))[:m], None
+
+
+def _stratified_rows(labels: Tensor, m: int, seed: int) -> tuple[Tensor, Tensor]:
+    labels = check_labels("StratifiedSampler", labels)
+    n = len(labels)
+    check_size("StratifiedSampler", n, m)
+    present, group, counts = labels.unique(return_inverse=True, return_counts=True)
+    if m < len(present):
+        raise ValueError(
+            f"StratifiedSampler: m = {m} is less than the {len(present)} labels present; each "
+            f"needs a row, or use RandomSampler"
+        )
+    quota = _largest_remainder(counts, m)
+    order = torch.randperm(n, generator=generator(seed))
+    order = order[group[order].argsort(stable=True)]
+    rank_in_group = torch.arange(n) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    kept = order[rank_in_group < quota.repeat_interleave(counts)]
+    weight = counts.double() / (n * quota.double())
+    return kept, weight[group[kept]]
 
 
 def _largest_remainder(counts: Tensor, m: int) -> Tensor:

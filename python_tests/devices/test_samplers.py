@@ -201,10 +201,10 @@ def test_draws_agree_between_devices(place: str) -> None:
 
 def test_ties_are_broken_in_one_way() -> None:
     """topk breaks them as it likes; half-precision logits are full of them."""
-    from fastif_ext.samplers.curvature import _boundary_position
+    from fastif_ext.samplers.curvature import boundary_position
 
     logits = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 0.0], [-torch.inf] * 3])
-    position = _boundary_position(logits)
+    position = boundary_position(logits)
     assert position[:2].tolist() == [[1.0, 0.0], [1.0, 2.0]]
     assert position.isfinite().all()
 
