@@ -223,8 +223,10 @@ class _Recursion:
                 if not residual <= GROWTH * max(smallest, 1e-3):  # or not finite
                     return None
             unread = []
-            # The update was made with the residual of the iterate before it: h is better still.
+            # The update was made with the residual of the iterate before it. A plain step from there
+            # is better still; an accelerated one need not be.
             if k < self.tail and self.resample is None and history[-1] <= self.tol:
+                h = h if chebyshev is None else chebyshev.now
                 break
         return (h if tail_sum is None else tail_sum / tail_count), len(history), history
 

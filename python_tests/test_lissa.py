@@ -150,6 +150,15 @@ class TestAcceleration:
             assert longer.history[-1] == pytest.approx(float(result.residual.max()), rel=1e-9)
             assert longer.history[:-1] == result.history
 
+    @pytest.mark.parametrize("seed", range(8))
+    def test_what_is_returned_has_the_residual_that_ended_the_steps(self, seed: int) -> None:
+        """The last step's own residual may be above tol again."""
+        A, b = symmetric(0.1, 5, p=60), sides(seed + 1, p=60)
+        for tol in (1e-1, 1e-2, 1e-3):
+            result = fi.lissa(A, b, damping=0.05, tol=tol)
+            assert result.converged
+            assert float(result.residual.max()) == pytest.approx(result.history[-1], rel=1e-6)
+
     def test_eigenvalues_below_what_lanczos_saw(self) -> None:
         """One tiny eigenvalue among 2,000 others, of which 30 products know nothing."""
         values = torch.linspace(1, 5, 2000, dtype=torch.float64)
