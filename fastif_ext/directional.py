@@ -37,9 +37,11 @@ class DirectionalDerivatives:
 
     def __call__(self, inputs: Any, targets: Tensor, directions: Sequence[Tensor]) -> Tensor:
         """[R, b], the derivative of each example's loss along each direction."""
-        found = self.layers and self.layers.derivatives(inputs, targets, directions)
-        if found is None:
-            return forward_mode(self.total, inputs, targets, directions)
+        found = None
+        if self.layers is not None:
+            found = self.layers.derivatives(inputs, targets, directions)
+        if found is None:  # another kind of network, or a layer that mixes examples
+            found = forward_mode(self.total, inputs, targets, directions)
         return found
 
     def rows(self, directions: int) -> int:

@@ -145,10 +145,10 @@ def _at_a_fitting_scale(
     if isinstance(scale, str) or accelerated:
         ends = ends or spectrum(H, b)
         check_definite(ends, lam)
-    if accelerated:
-        assert ends is not None
-        run.lowest = _lowest(ends, lam)
-    s = float(scale) if not isinstance(scale, str) else _scale(ends, lam, noisy=noisy)
+        run.lowest = _lowest(ends, lam) if accelerated else None
+        s = _scale(ends, lam, noisy=noisy)
+    if not isinstance(scale, str):
+        s = float(scale)
     outcome, restarts = run(s), 0
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
         ends = spectrum(H, b)
@@ -223,8 +223,8 @@ class _Recursion:
                 if not residual <= GROWTH * max(smallest, 1e-3):  # or not finite
                     return None
             unread = []
-            # The update was made with the residual of the iterate before it. A plain step from there
-            # is better still; an accelerated one need not be.
+            # The update was made with the residual of the iterate before it. A plain step from
+            # there is better still; an accelerated one need not be.
             if k < self.tail and self.resample is None and history[-1] <= self.tol:
                 h = h if chebyshev is None else chebyshev.now
                 break
