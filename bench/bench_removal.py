@@ -75,8 +75,9 @@ def retraining(t: Trained) -> nn.Module:
     return fresh
 
 
-def removal(t: Trained) -> nn.Module:
-    return fi.remove_class(t.model, t.train, CLASS, test=t.test, samples=ROWS).model
+def removal(t: Trained, solver: str) -> nn.Module:
+    report = fi.remove_class(t.model, t.train, CLASS, test=t.test, samples=ROWS, solver=solver)
+    return report.model
 
 
 def predecessor(t: Trained, damping: float, scale: float) -> nn.Module:
@@ -134,7 +135,8 @@ def job(t: Trained) -> Job:
     assert found.scale is not None
     damping, scale = found.damping, float(found.scale)
     calls: dict[str, Callable[[], Any]] = {
-        "fastif_ext": lambda: removal(t),
+        "fastif_ext": lambda: removal(t, "cg"),
+        "fastif_ext, LiSSA": lambda: removal(t, "lissa"),
         "retraining": lambda: retraining(t),
         "predecessor's, plain PyTorch": lambda: predecessor(t, damping, scale),
     }
@@ -142,6 +144,8 @@ def job(t: Trained) -> Job:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["fastif_ext", "retraining", "predecessor's, plain PyTorch"])
+@pytest.mark.parametrize(
+    "name", ["fastif_ext", "fastif_ext, LiSSA", "retraining", "predecessor's, plain PyTorch"]
+)
 def test_removal(name, trained, compare) -> None:
     compare(name, f"class removal, Fashion-MNIST CNN m={ROWS}", lambda: job(trained()))
