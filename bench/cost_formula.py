@@ -102,13 +102,13 @@ def large_jobs() -> list[tuple[Job, str]]:
     block, head = 4 * d * d + 3 * d * f, d * vocabulary
     attention = 4 * context * d  # flops per token of scores and their use
     through = 2.0 * (block + head) + attention
-    head = Job(
+    linear = Job(
         *("head 2048 x 1000, n = 10^9", 1e9, 1000, 4.096e6, 2048),
         *(1e5, 4.096e6, 2.049e6, 2048 + 4 * 1000),
     )
     return [
-        (head, "cpu"),
-        (head._replace(name="the same on 64 ranks", ranks=64), "cpu"),
+        (linear, "cpu"),
+        (linear._replace(name="the same on 64 ranks", ranks=64), "cpu"),
         (
             Job(
                 "last block of a 7B model, 10^8 tokens, 8 GPUs",

@@ -97,6 +97,14 @@ def kmeans(ranks: fid.Ranks) -> Any:
     return [got.cluster_centers_, labels, got.inertia_, got.n_iter_]
 
 
+def kmeans_double(ranks: fid.Ranks) -> Any:
+    """In float64, where every other order of summation shows in the last bits."""
+    x = problem.points().double() / 3
+    rows = fid.shard(len(x), ranks.rank, ranks.size)
+    got = fid.kmeans(x[rows.start : rows.stop], 6, seed=5, group=ranks)
+    return [got.cluster_centers_, got.inertia_, got.n_iter_]
+
+
 def kmeans_uneven(ranks: fid.Ranks) -> Any:
     """All rows but three on the last rank, the first ranks have none."""
     x = problem.points()
@@ -271,6 +279,7 @@ SAME: dict[str, Check] = {
     "sample tokens, logit": lambda ranks: tokens("logit", ranks),
     "sample tokens, systematic": lambda ranks: tokens("systematic", ranks),
     "kmeans": kmeans,
+    "kmeans double": kmeans_double,
     "kmeans uneven": kmeans_uneven,
     "kmeans from": kmeans_from,
     "kmeans few points": kmeans_few_points,
