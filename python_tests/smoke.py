@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+import torch.distributed as dist
 
 import fastif_ext as fi
 
@@ -71,6 +72,23 @@ def check(device: str, n: int, d: int, clusters: int, classes: int) -> None:
     close(h, 0.5 * v.flatten(1) * 1.95 - v.flatten(1) / 2)
 
 
+def check_ranks() -> None:
+    """One rank of torch.distributed, whose interfaces below the surface differ between versions."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        ranks = fi.distributed.Ranks(timeout=20)
+        own = torch.randn(30, 4), torch.arange(30) % 3
+        local = fi.Hessian(torch.nn.Linear(4, 3), torch.nn.functional.cross_entropy, own)
+        H = fi.distributed.DistributedOperator(local, group=ranks)
+        v = torch.randn(2, H.dim)
+        close(H @ v, local @ v)
+        labels = fi.distributed.kmeans(own[0], 3, group=ranks).labels_
+        assert labels.bincount(minlength=3).min() > 0
+        assert ranks.gather_rows("rows", own[1]).equal(own[1])
+    finally:
+        dist.destroy_process_group()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -78,6 +96,7 @@ def main() -> None:
     torch.manual_seed(0)
     check(device, 300, 17, 9, 7)
     check(device, 700, 64, 130, 33)
+    check_ranks()
 
     info = fi.build_info()
     print(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import fastif_ext as fi
 from fastif_ext import datasets, models
@@ -38,6 +40,26 @@ def test_example(
     rows = torch.cat([labels for _, labels in names["subset"]])
     assert len(rows) == 400
     assert names["scores"].shape == (20, 1347)
+    loader = names["loader"]
+
+    exec(compile(blocks()[1], "README.md", "exec"), names)
+    whole = fi.extract(model, loader, layer="penultimate", progress=False)
+    assert torch.equal(names["sampler"].indices, fi.LogitSampler(whole.logits, 40).indices)
+    centers = fi.KMeans(10, seed=0).fit(whole.features).cluster_centers_
+    assert torch.equal(names["kmeans"].cluster_centers_, centers)
+
+    one = dist.HashStore()
+    monkeypatch.setattr(
+        dist,
+        "init_process_group",
+        partial(dist.init_process_group, store=one, rank=0, world_size=1),
+    )
+    try:
+        exec(compile(blocks()[2], "README.md", "exec"), names)
+    finally:
+        dist.destroy_process_group()
+    assert names["scores"].shape == (20, 1347)
+    assert names["report"].f1 > 0.9
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # theirs
@@ -48,7 +70,7 @@ def test_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pydvl.influence.torch", reason=needs)
     monkeypatch.syspath_prepend(str(README.parent / "bench"))
     names: dict[str, Any] = {}
-    _, code = blocks()
+    code = blocks()[-1]
     exec(compile(code, "README.md", "exec"), names)
     lib = sys.modules["with_libraries"]
     want = lib.exact_scores(

@@ -47,7 +47,7 @@ DRAW: dict[str, Callable[..., fi.SubsetSampler]] = {
 
 
 def net(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, Y))
 
