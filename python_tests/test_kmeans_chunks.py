@@ -73,11 +73,12 @@ def test_any_chunks_give_the_bits_of_the_whole(
     assert torch.equal(whole.predict(x), whole.labels_)
 
 
-def test_against_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_against_one_block(weight: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks round sums of float32 in other places: the same clusters, centers to rounding."""
-    small = fi.KMeans(K, init=X[:K]).fit(X)
+    small = fi.KMeans(K, init=X[:K]).fit(X, weight)
     monkeypatch.setattr(blocks, "BLOCK", 2**26)
-    large = fi.KMeans(K, init=X[:K]).fit(X)
+    large = fi.KMeans(K, init=X[:K]).fit(X, weight)
     assert torch.equal(small.labels_, large.labels_)
     torch.testing.assert_close(small.cluster_centers_, large.cluster_centers_, rtol=1e-6, atol=1e-6)
 

@@ -218,6 +218,12 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
 
+    with path.open("rb") as reader:  # who reads meanwhile reads the old file, all of it
+        with saving.replacing(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
 
 def test_large_states_are_saved_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each save takes a second of a clock that is ours, so 20 seconds pass between two."""

@@ -583,6 +583,34 @@ def text_model(found: list[Results]) -> str:
     return "\n\n".join(parts)
 
 
+def tokens(found: list[Results]) -> str:
+    parts = [
+        "## A language model: tokens as rows",
+        "Thousands of classes, of which few occur in a subset, so the logit samplers draw for the "
+        "m most frequent words, one row each, of equal weight: rare words count too much, frequent "
+        "ones too little. Curvature sampling gains little over random sampling where the sizes of "
+        "most tokens are large; it gains where most rows are confident.",
+    ]
+    for r in found:
+        records = r["records"]
+        rows = [
+            [
+                m,
+                name,
+                *(
+                    cell(values(records, field, method=name, m=m))
+                    for field in ("hvp_error", "ihvp_error", "iterations")
+                ),
+            ]
+            for m in sizes(records)
+            for name in methods(records)
+            if values(records, "hvp_error", method=name, m=m)
+        ]
+        head = ["m", "sampler", "error of G_S v", "error of iHVP", "iterations"]
+        parts += [r["about"], table(head, rows)]
+    return "\n\n".join(parts)
+
+
 def preconditioner(found: list[Results]) -> str:
     rows = [
         [x["model"], x["curvature"], x["share"], x["none"], x["jacobi"], x["estimated"]]
@@ -608,6 +636,7 @@ SECTIONS: Iterable[tuple[str, Callable[[list[Results]], str]]] = (
     ("removal_set", removal_set),
     ("large_steps", large_steps),
     ("text_model", text_model),
+    ("tokens", tokens),
     ("preconditioner", preconditioner),
 )
 

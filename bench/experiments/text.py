@@ -114,13 +114,13 @@ class Transformer(nn.Module):
         present = ids != 0
         x = self.drop(self.words(ids)) + self.positions[: ids.shape[1]]
         for layer in self.layers:
-            x = layer(x, present)
+            x = layer(x, present[:, None, None, :])
         share = present / present.sum(1, keepdim=True).clamp(min=1)
         return self.head((self.norm(x) * share[:, :, None].to(x.dtype)).sum(1))
 
 
 class Layer(nn.Module):
-    """Self-attention over the words that are present, then a two-layer network; both residual."""
+    """Self-attention, then a two-layer network; both residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -131,14 +131,13 @@ class Layer(nn.Module):
             nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * width, width)
         )
 
-    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """Of words x [b, T, width]; allowed, bool, is broadcast to [b, heads, word, from word]."""
         b, length, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(b, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, T, width / heads]
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(
-            ~present[:, None, None, :], -1e9
-        )  # not -inf: a row may be empty
+        scores = scores.masked_fill(~allowed, -1e9)  # not -inf: a row may be empty
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, length, width)
         x = x + self.out(mixed)
         return x + self.mlp(self.norm_mlp(x))

@@ -41,7 +41,7 @@ class Top(nn.Module):
         """Logits [b, Y] of what `below` gives, [b, T, width + 1]."""
         present = x[:, :, -1] > 0
         share = present / present.sum(1, keepdim=True).clamp(min=1)
-        x = self.block(x[:, :, :-1], present)
+        x = self.block(x[:, :, :-1], present[:, None, None, :])
         return self.head((self.norm(x) * share[:, :, None]).sum(1))
 
 
@@ -54,7 +54,7 @@ def below(model: text.Transformer, data: TensorDataset) -> TensorDataset:
         present = ids != 0
         x = model.words(ids) + model.positions[: ids.shape[1]]
         for layer in model.layers[:-1]:
-            x = layer(x, present)
+            x = layer(x, present[:, None, None, :])
         parts.append(torch.cat([x, present[:, :, None].to(x.dtype)], 2))
     return TensorDataset(torch.cat(parts), data.tensors[1])
 
