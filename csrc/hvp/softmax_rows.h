@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "common/simd_levels.h"
 #include "hvp/softmax_hvp.h"
@@ -29,16 +28,6 @@ namespace narrow {
 
 template <int kClasses>
 using Classes = std::integral_constant<int, kClasses>;
-
-// Lane i of the result is lane pick(i) of a, then b.
-template <class Pick, class V, int... i>
-FASTIF_INLINE V picked(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, Pick::at(i)...);
-}
-template <class Pick, class V>
-FASTIF_INLINE V picked(V a, V b) {
-  return picked<Pick>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
-}
 
 template <int kLanes, int kShift>
 struct Shift {  // lane i + kShift
