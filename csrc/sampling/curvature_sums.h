@@ -71,15 +71,12 @@ FASTIF_INLINE void sum_narrow_rows(const float* rows, int64_t classes, double* e
                                    double* at_max) {
   using V = typename L::f32;
   V x[kNarrow + 3], max = V{} - std::numeric_limits<float>::infinity();
-  for (int64_t c = 0; c < classes; c += 4) {
-    load_columns<L>(rows + c, classes, x + c);
-    // As much of the rows after these: to the hardware they are too many streams.
-    for (int64_t line = 0; line < 4 * L::lanes; line += 16)
-      __builtin_prefetch(rows + L::lanes * (classes + c) + line);
-  }
+  for (int64_t c = 0; c < classes; c += 4) load_columns<L>(rows + c, classes, x + c);
   for (int64_t c = 0; c < classes; ++c) max = x[c] > max ? x[c] : max;
   V sum[kTermLanes], sum_sq[kTermLanes], count{};
   auto term = [&](int64_t c) __attribute__((always_inline)) {
+    // A piece of the rows after these: to the hardware they are too many streams.
+    __builtin_prefetch(rows + (classes + c) * L::lanes);
     const auto term = curvature_term<V, typename L::u32>(x[c] - max);
     count += term.at_max;
     return term;
@@ -198,7 +195,7 @@ template <class L, class T>
 FASTIF_INLINE void sum_rows(const T* logits, int64_t rows, int64_t classes, int64_t readable,
                             TileSums* sums) {
   static_assert(kTileRows % L::lanes == 0);
-  if (sizeof(T) == 8 || classes > kNarrow) {
+  if (sizeof(T) == 8 || classes > kNarrow || 4 * rows <= L::lanes) {
     for (int64_t i = 0; i < rows; ++i)
       sum_wide_row<L>(logits + i * classes, classes, sums->e + i, sums->e_sq + i, sums->at_max + i);
     return;
