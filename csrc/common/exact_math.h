@@ -1,7 +1,7 @@
 // log, log1p and exp whose every operation is rounded by itself, so that CPUs at every SIMD level
 // and GPUs compute the same bits: what decides which rows are drawn.
 //
-// Sums, differences and quotients of doubles are rounded alike everywhere. But compilers fuse a
+// Sums, differences and quotients are rounded alike everywhere. But compilers fuse a
 // product with the sum it goes into, on some machines and not on others, so every product here goes
 // through exact_mul, which keeps it apart. The algorithms of log and log1p are those of Sun's
 // fdlibm, with errors below 1 ulp; exp is within 1.5 ulp.
@@ -18,11 +18,15 @@
 
 namespace fastif {
 
-// a * b, rounded, of doubles or vectors of them.
+// a * b, rounded, of doubles, floats or vectors of them.
 template <class V>
 FASTIF_HOST_DEVICE FASTIF_EXACT_INLINE V exact_mul(V a, V b) {
 #ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
+  if constexpr (std::is_same_v<V, float>) {
+    return __fmul_rn(a, b);
+  } else {
+    return __dmul_rn(a, b);
+  }
 #else
   V product = a * b;
 #if defined(__x86_64__)
@@ -36,9 +40,9 @@ FASTIF_HOST_DEVICE FASTIF_EXACT_INLINE V exact_mul(V a, V b) {
   return product;
 #endif
 }
-template <class V>
-FASTIF_HOST_DEVICE FASTIF_EXACT_INLINE V exact_mul(V a, double b)
-  requires(!std::is_same_v<V, double>)
+template <class V, class Scalar>
+FASTIF_HOST_DEVICE FASTIF_EXACT_INLINE V exact_mul(V a, Scalar b)
+  requires(std::is_floating_point_v<Scalar> && !std::is_floating_point_v<V>)
 {
   return exact_mul(a, V{} + b);
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common/clones.h"
 #include "common/numeric_types.h"
@@ -93,6 +94,16 @@ FASTIF_INLINE lanes_t<L, T> load_lanes(const T* p) {
 template <class V, class T>
 FASTIF_INLINE void store_vector(T* p, V v) {
   std::memcpy(p, &v, sizeof(v));
+}
+
+// Lane i of the result is lane Pick::at(i) of a, then b.
+template <class Pick, class V, int... i>
+FASTIF_INLINE V picked(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, Pick::at(i)...);
+}
+template <class Pick, class V>
+FASTIF_INLINE V picked(V a, V b) {
+  return picked<Pick>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
 }
 
 // One vector of half the width from each half of v, combined, down to 16 bytes.

@@ -16,6 +16,16 @@ __device__ __forceinline__ T group_sum(T x) {
   return x;
 }
 
+template <int kLanes, class T>
+__device__ __forceinline__ T group_max(T x) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    const T other = __shfl_xor_sync(kWholeWarp, x, distance);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
 // Over a block of kThreads threads; thread 0 gets the result. `shared` holds kThreads / 32 values,
 // and may be used again after the next __syncthreads().
 template <int kThreads, class T>

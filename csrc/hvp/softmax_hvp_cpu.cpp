@@ -31,7 +31,12 @@ FASTIF_INLINE void wide_rows_body(SoftmaxRows<T> rows) {
       return load_lanes<L>(z + c) + load_lanes<L>(rows.offset + c);
     };
     V dot = bits_as<V>(bits_as<Mask>(load_lanes<L>(p + last) * tangent(last)) & uncounted);
-    for (int64_t c = 0; c < whole; c += kLanes) dot += load_lanes<L>(p + c) * tangent(c);
+    for (int64_t c = 0; c < whole; c += kLanes) {
+      __builtin_prefetch(p + c + kAhead);
+      __builtin_prefetch(z + c + kAhead);
+      __builtin_prefetch(u + c + kAhead, 1);
+      dot += load_lanes<L>(p + c) * tangent(c);
+    }
     const A mean = narrow::window_sum<kLanes>(dot)[0];
     const A w = rows.weight == nullptr ? A(1) : rows.weight[i];
     for (int64_t c = 0; c < whole; c += kLanes)

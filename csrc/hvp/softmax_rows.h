@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "common/simd_levels.h"
 #include "hvp/softmax_hvp.h"
@@ -25,20 +24,13 @@ struct SoftmaxRows {
   int64_t classes, row_stride, begin, end;
 };
 
+// Elements of z and u that are fetched ahead: the hardware's own prefetch stops at every page.
+constexpr int64_t kAhead = 512;
+
 namespace narrow {
 
 template <int kClasses>
 using Classes = std::integral_constant<int, kClasses>;
-
-// Lane i of the result is lane pick(i) of a, then b.
-template <class Pick, class V, int... i>
-FASTIF_INLINE V picked(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, Pick::at(i)...);
-}
-template <class Pick, class V>
-FASTIF_INLINE V picked(V a, V b) {
-  return picked<Pick>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
-}
 
 template <int kLanes, int kShift>
 struct Shift {  // lane i + kShift
@@ -97,14 +89,11 @@ struct Group {
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) u[j] = weight * (p[j] * (x[j] - mean));
   }
-
-  static FASTIF_INLINE void store(A* u, const V* v) {
-    constexpr size_t kBytes = kRows * C * sizeof(A);
-    std::memcpy(u, v, kBytes);
-  }
 };
 
-template <class L, class G, class T, int C>
+// kDense: rows follow one another without gaps. A vector that lacks but one lane is then stored
+// whole, and the next overwrites that lane: in pieces it would be stored by way of the stack.
+template <class L, class G, bool kDense, class T, int C>
 FASTIF_INLINE void rows_of_group(const SoftmaxRows<T>& rows) {
   using A = accumulate_t<T>;
   using V = typename G::V;
@@ -113,7 +102,7 @@ FASTIF_INLINE void rows_of_group(const SoftmaxRows<T>& rows) {
   V shift[G::kVectors], out[G::kVectors];
   std::memcpy(shift, lanes, sizeof(shift));
 
-  // Whole vectors may be read from row i where they end within the last row.
+  // Whole vectors may be read and stored at row i where they end within the last row.
   const int64_t spare = std::max<int64_t>(G::kElements - C, 0);
   const int64_t whole =
       rows.end - std::max(1 + ceil_div(spare, C), int64_t{G::kRows > 1 ? G::kLanes : 1});
@@ -128,8 +117,12 @@ FASTIF_INLINE void rows_of_group(const SoftmaxRows<T>& rows) {
         w = V{} + rows.weight[i];
       }
     }
+    __builtin_prefetch(rows.z + i * rows.row_stride + kAhead);
+    __builtin_prefetch(rows.u + i * rows.row_stride + kAhead, 1);
     G::hvp(rows.probs + i * C, rows.z + i * rows.row_stride, shift, w, out);
-    G::store(rows.u + i * rows.row_stride, out);
+    constexpr int kUsed = G::kRows * C,
+                  kStored = kDense && kUsed + 1 == G::kElements ? kUsed + 1 : kUsed;
+    std::memcpy(rows.u + i * rows.row_stride, out, kStored * sizeof(A));
   }
   for (; i < rows.end; ++i) {
     T p[G::kElements] = {}, x[G::kElements] = {};
@@ -143,10 +136,10 @@ FASTIF_INLINE void rows_of_group(const SoftmaxRows<T>& rows) {
 template <class L, int C, class T>
 FASTIF_INLINE void rows_body(Classes<C>, SoftmaxRows<T> rows) {
   constexpr int kFit = L::width / int(sizeof(accumulate_t<T>)) / C;
-  if (kFit > 1 && rows.row_stride == C) {
-    rows_of_group<L, Group<L, T, C, std::max(kFit, 1)>, T, C>(rows);
+  if (rows.row_stride == C) {
+    rows_of_group<L, Group<L, T, C, std::max(kFit, 1)>, true, T, C>(rows);
   } else {
-    rows_of_group<L, Group<L, T, C, 1>, T, C>(rows);
+    rows_of_group<L, Group<L, T, C, 1>, false, T, C>(rows);
   }
 }
 FASTIF_LEVELS(rows, rows_body)

@@ -2,8 +2,10 @@
 //
 // The trace of each row's softmax Hessian diag(p) - p p^T,
 //     size = sum_y p_y (1 - p_y) * row_scale,
-// in double from the row as it is stored, to about 1e-15 relative without cancellation for
-// confident rows (softmax_row.h), and rounded to float32 once.
+// from terms in float32, added up without the cancellation of 1 - sum_y p_y^2 in confident rows
+// (curvature_terms.h): to 1e-6 relative, or, where that is more, 6e-8 times the difference of the
+// row's two largest logits. Classes 105 or more below the largest count as 0. The product is in
+// double and rounded to float32.
 //
 // - A row with NaN, or of nothing but -inf, has size 0. +inf in a row without NaN is an error.
 // - row_scale is finite and not negative, and so is its product as a float32; else an error.

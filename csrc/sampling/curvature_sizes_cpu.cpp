@@ -6,59 +6,103 @@
 
 #include "common/numeric_types.h"
 #include "sampling/curvature_rows.h"
-#include "sampling/softmax_row.h"
+#include "sampling/curvature_sums.h"
 
 namespace fastif {
 namespace {
 
+using curvature::kTileRows;
+using curvature::TileSums;
+
 constexpr int64_t kTask = 1 << 15;  // elements
 
+// Sizes of at most kTileRows rows; curvatures[i] is NaN for an irregular row. Returns whether all
+// sizes can be used as they are.
 template <class L, class T>
-FASTIF_INLINE void row_run_body(const T* logits, int64_t rows, int64_t classes, const double* scale,
-                                float* sizes, CurvatureRun* out) {
-  *out = {rows, 0};
+FASTIF_INLINE bool tile_body(const T* logits, int64_t rows, int64_t classes, int64_t readable,
+                             const double* scale, double* curvatures, float* sizes) {
+  using V = typename L::f64;
+  constexpr int kLanes = L::lanes / 2;
+  constexpr double kMax = std::numeric_limits<double>::max();
+  TileSums sums;
+  if (classes > 0) sum_rows<L>(logits, rows, classes, readable, &sums);
+  alignas(64) double scales[kTileRows];
+  alignas(64) float rounded[kTileRows];
+  const int64_t summed = classes > 0 ? rows : 0;
+  const int64_t padded = ceil_div(rows, int64_t{kLanes}) * kLanes;
+  std::fill(sums.e + summed, sums.e + padded, 0.0);  // of a row of one class, whose size is 0
+  std::fill(sums.e_sq + summed, sums.e_sq + padded, 0.0);
+  std::fill(sums.at_max + summed, sums.at_max + padded, 0x1p32);
+  std::fill(scales, scales + padded, 1.0);
+  if (scale != nullptr) std::copy(scale, scale + rows, scales);
+  V unusable{};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const V curvature = curvature_of(load_f64<L>(sums.e + i), load_f64<L>(sums.e_sq + i),
+                                     load_f64<L>(sums.at_max + i));
+    const V factor = load_f64<L>(scales + i), size = exact_mul(curvature, factor);
+    store_vector(curvatures + i, curvature);
+    store_vector(rounded + i, __builtin_convertvector(size, typename L::half_f32));
+    // Below what rounds to infinity as a float; NaN is not.
+    const V one = V{} + 1.0;
+    unusable += size < 0x1.ffffffp127 ? V{} : one;
+    unusable += factor >= 0.0 ? V{} : one;
+    unusable += factor <= kMax ? V{} : one;
+  }
+  std::copy(rounded, rounded + rows, sizes);
+  double any = 0;
+  for (int i = 0; i < kLanes; ++i) any += unusable[i];
+  return any == 0;
+}
+FASTIF_LEVELS(tile, tile_body)
+
+// Sizes of a tile in which some row is irregular or some scale bad.
+template <class T>
+void repair_tile(const T* logits, int64_t rows, int64_t classes, const double* scale,
+                 const double* curvatures, float* sizes, CurvatureRun* tile) {
+  *tile = {rows, 0};
   for (int64_t i = 0; i < rows; ++i) {
-    double size = 0;
+    double size = curvatures[i];
     bool bad = false;
-    if (classes > 0) {
-      const SoftmaxRow row = softmax_row<L>(logits + i * classes, classes);
-      if (row.kind == RowKind::kRegular) size = row.curvature();
-      out->undefined += row.kind == RowKind::kUndefined;
-      bad = row.kind == RowKind::kInfinite;
+    if (std::isnan(size)) {
+      size = 0;
+      bad = irregular_row_kind(logits + i * classes, classes) == RowKind::kInfinite;
+      tile->undefined += !bad;
     }
     if (scale != nullptr) {
       bad |= !(scale[i] >= 0) || !std::isfinite(scale[i]);
-      size *= scale[i];
+      size = exact_mul(size, scale[i]);
     }
     sizes[i] = float(size);
-    if ((bad || !std::isfinite(sizes[i])) && out->first_bad == rows) out->first_bad = i;
+    if ((bad || !std::isfinite(sizes[i])) && tile->first_bad == rows) tile->first_bad = i;
   }
 }
-FASTIF_LEVELS(row_run, row_run_body)
-
-template <class L, class T>
-FASTIF_INLINE void exact_row_body(const T* row, int64_t classes, SoftmaxRow* out) {
-  *out = softmax_row<L>(row, classes);
-}
-FASTIF_LEVELS(exact_row, exact_row_body)
 
 }  // namespace
 
 template <class T>
 CurvatureRun curvature_rows(const CurvatureSizes<T>& task, int64_t begin, int64_t end,
                             float* sizes) {
-  CurvatureRun run;
-  row_run(task.logits + begin * task.classes, end - begin, task.classes,
-          task.row_scale ? task.row_scale + begin : nullptr, sizes, &run);
+  CurvatureRun run{end - begin, 0};
+  for (int64_t row = begin; row < end; row += kTileRows) {
+    const int64_t rows = std::min(kTileRows, end - row), classes = task.classes;
+    const T* logits = task.logits + row * classes;
+    const double* scale = task.row_scale ? task.row_scale + row : nullptr;
+    double curvatures[kTileRows];
+    float* out = sizes + (row - begin);
+    if (tile(logits, rows, classes, (task.n - row) * classes, scale, &curvatures[0], out)) continue;
+    CurvatureRun repaired;
+    repair_tile(logits, rows, classes, scale, curvatures, out, &repaired);
+    run.undefined += repaired.undefined;
+    if (repaired.first_bad < rows)
+      run.first_bad = std::min(run.first_bad, row - begin + repaired.first_bad);
+  }
   return run;
 }
 
 template <class T>
 BadRow describe_bad_row(const CurvatureSizes<T>& task, int64_t row) {
-  if (task.classes == 0) return {row, false};
-  SoftmaxRow exact;
-  exact_row(task.logits + row * task.classes, task.classes, &exact);
-  return {row, exact.kind == RowKind::kInfinite};
+  const RowKind kind = irregular_row_kind(task.logits + row * task.classes, task.classes);
+  return {row, kind == RowKind::kInfinite};
 }
 
 template <class T>

@@ -1,12 +1,16 @@
 #include <cmath>
 
+#include "common/launch.h"
 #include "sampling/curvature_sizes.h"
-#include "sampling/softmax_row_cuda.h"
+#include "sampling/curvature_sums_cuda.h"
 
 namespace fastif {
 namespace {
 
+using namespace curvature;
+
 constexpr int kThreads = 256;
+constexpr int64_t kLongest = 4096;  // classes of a row that eight threads take
 
 struct SizeOut {
   float* sizes;
@@ -17,13 +21,13 @@ struct SizeOut {
 
 template <class T>
 __device__ __forceinline__ void write_size(const CurvatureSizes<T>& task, const SizeOut& out,
-                                           int64_t i, const SoftmaxRow& row) {
-  double size = 0;
+                                           int64_t i, const RowSums& sums) {
+  double size = task.classes > 0 ? curvature_of(sums.e, sums.e_sq, sums.at_max) : 0.0;
   bool bad = false;
-  if (task.classes > 0) {
-    if (row.kind == RowKind::kRegular) size = row.curvature();
-    if (row.kind == RowKind::kUndefined && out.skipped != nullptr) atomicAdd(out.skipped, 1ull);
-    bad = row.kind == RowKind::kInfinite;
+  if (size != size) {
+    size = 0;
+    bad = irregular_row_kind(task.logits + i * task.classes, task.classes) == RowKind::kInfinite;
+    if (!bad && out.skipped != nullptr) atomicAdd(out.skipped, 1ull);
   }
   if (task.row_scale != nullptr) {
     const double scale = task.row_scale[i];
@@ -36,17 +40,18 @@ __device__ __forceinline__ void write_size(const CurvatureSizes<T>& task, const 
   if (bad && out.bad != nullptr) atomicMin(out.bad, static_cast<unsigned long long>(i));
 }
 
-// kSumLanes lanes to a row of at most kSumRun classes.
+// kGroup lanes to a row of at most kLongest classes.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sizes_of_rows(CurvatureSizes<T> task, SizeOut out) {
-  constexpr int kRows = kThreads / kSumLanes;
+  constexpr int kRows = kThreads / kGroup;
   for (int64_t first = blockIdx.x * int64_t(kRows); first < task.n;
        first += gridDim.x * int64_t(kRows)) {
-    const int64_t i = first + threadIdx.x / kSumLanes;
+    const int64_t i = first + threadIdx.x / kGroup;
     const bool there = i < task.n;
     const T* logits = task.logits + (there ? i * task.classes : 0);
-    const SoftmaxRow row = group_softmax_row(logits, there ? int(task.classes) : 0);
-    if (there && threadIdx.x % kSumLanes == 0) write_size(task, out, i, row);
+    const int classes = int(task.classes);
+    const RowSums sums = group_row_sums(logits, there ? classes : 0, classes);
+    if (there && threadIdx.x % kGroup == 0) write_size(task, out, i, sums);
   }
 }
 
@@ -54,11 +59,11 @@ __global__ void __launch_bounds__(kThreads) sizes_of_rows(CurvatureSizes<T> task
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sizes_of_long_rows(CurvatureSizes<T> task, SizeOut out) {
-  __shared__ SoftmaxRowShared<kThreads> shared;
+  __shared__ BlockSums<kThreads, accumulate_t<T>> shared;
   for (int64_t i = blockIdx.x; i < task.n; i += gridDim.x) {
-    const SoftmaxRow row =
-        block_softmax_row<kThreads>(task.logits + i * task.classes, task.classes, shared);
-    if (threadIdx.x == 0) write_size(task, out, i, row);
+    const RowSums sums =
+        block_row_sums<kThreads>(task.logits + i * task.classes, task.classes, shared);
+    if (threadIdx.x == 0) write_size(task, out, i, sums);
   }
 }
 
@@ -70,10 +75,10 @@ void curvature_sizes_cuda(const CurvatureSizes<T>& task, float* sizes, const Gpu
   constexpr const char* kOp = "curvature_sizes";
   const SizeOut out{sizes, floor, skipped, bad};
   const int64_t most = 32 * int64_t(gpu.multiprocessors);
-  if (task.classes > kSumRun)
+  if (task.classes > kLongest)
     launch(kOp, gpu, sizes_of_long_rows<T>, grid_size(task.n, 1, most), kThreads, 0, task, out);
   else
-    launch(kOp, gpu, sizes_of_rows<T>, grid_size(task.n, kThreads / kSumLanes, most), kThreads, 0,
+    launch(kOp, gpu, sizes_of_rows<T>, grid_size(task.n, kThreads / kGroup, most), kThreads, 0,
            task, out);
 }
 

@@ -31,27 +31,24 @@ FASTIF_INLINE SoftmaxRow softmax_row(const T* row, int64_t classes) {
   }
   const double max = max_f64<L::width>(maxima);
 
-  double sum = 0, sum_sq = 0;
+  double sum = 0;
   V at_max[kVectors] = {};
   for (int64_t run = 0; run < classes; run += kSumRun) {
     const int64_t end = classes < run + kSumRun ? whole : run + kSumRun;
-    V part[kVectors] = {}, part_sq[kVectors] = {};
+    V part[kVectors] = {};
     auto add = [&](int v, V x) __attribute__((always_inline)) {
       V d = x - max;
       d = d < kLeastExponent ? V{} + kLeastExponent : d;  // keeps NaN
-      const V e = x == max ? V{} : exact_exp<V, typename L::u64>(d);
       at_max[v] += x == max ? V{} + 1.0 : V{};
-      part[v] += e;
-      part_sq[v] += exact_mul(e, e);
+      part[v] += x == max ? V{} : exact_exp<V, typename L::u64>(d);
     };
     for (int64_t j = run; j < end; j += kSumLanes)
       for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(row + j + v * kLanes));
     if (run + kSumRun >= classes && tail > 0)
       for (int v = 0; v < kVectors; ++v) add(v, load_f64<L>(last + v * kLanes));
     sum += sum_f64<L::width>(part);
-    sum_sq += sum_f64<L::width>(part_sq);
   }
-  return SoftmaxRow::of(max, sum, sum_sq, sum_f64<L::width>(at_max));
+  return SoftmaxRow::of(max, sum, sum_f64<L::width>(at_max));
 }
 
 }  // namespace fastif

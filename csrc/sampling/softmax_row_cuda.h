@@ -7,36 +7,23 @@
 
 namespace fastif {
 
-template <int kLanes>
-__device__ __forceinline__ double group_max(double x) {
-#pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    const double other = __shfl_xor_sync(kWholeWarp, x, distance);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-
 struct SoftmaxSums {
-  double sum, sum_sq, at_max;
+  double sum, at_max;
 };
 
 // Of one run of a row, over a group of kSumLanes lanes. All lanes of the warp must take part; those
 // without a run pass length 0.
 template <class T>
 __device__ __forceinline__ SoftmaxSums group_softmax_sums(const T* run, int length, double max) {
-  SoftmaxSums sums{0, 0, 0};
+  SoftmaxSums sums{0, 0};
   for (int j = int(threadIdx.x) % kSumLanes; j < length; j += kSumLanes) {
     const double x = to_float(run[j]);
     double d = x - max;
     d = d < kLeastExponent ? kLeastExponent : d;  // keeps NaN
-    const double e = x == max ? 0.0 : exact_exp(d);
     sums.at_max += x == max ? 1.0 : 0.0;
-    sums.sum += e;
-    sums.sum_sq += exact_mul(e, e);
+    sums.sum += x == max ? 0.0 : exact_exp(d);
   }
-  return {group_sum<kSumLanes>(sums.sum), group_sum<kSumLanes>(sums.sum_sq),
-          group_sum<kSumLanes>(sums.at_max)};
+  return {group_sum<kSumLanes>(sums.sum), group_sum<kSumLanes>(sums.at_max)};
 }
 
 // A row of at most kSumRun classes for each group of kSumLanes lanes; all of these get the result.
@@ -50,7 +37,7 @@ __device__ __forceinline__ SoftmaxRow group_softmax_row(const T* row, int classe
   }
   max = group_max<kSumLanes>(max);
   const SoftmaxSums sums = group_softmax_sums(row, classes, max);
-  return SoftmaxRow::of(max, sums.sum, sums.sum_sq, sums.at_max);
+  return SoftmaxRow::of(max, sums.sum, sums.at_max);
 }
 
 // Scratch of block_softmax_row, in shared memory.
@@ -74,7 +61,7 @@ __device__ __forceinline__ SoftmaxRow block_softmax_row(const T* row, int64_t cl
   }
   max = group_max<kWarp>(max);
   if (threadIdx.x % kWarp == 0) shared.max[threadIdx.x / kWarp] = max;
-  if (threadIdx.x == 0) shared.total = {0, 0, 0};
+  if (threadIdx.x == 0) shared.total = {0, 0};
   __syncthreads();
   for (int w = 0; w < kThreads / int(kWarp); ++w) max = shared.max[w] > max ? shared.max[w] : max;
   const int group = int(threadIdx.x) / kSumLanes;
@@ -88,7 +75,6 @@ __device__ __forceinline__ SoftmaxRow block_softmax_row(const T* row, int64_t cl
       SoftmaxSums total = shared.total;
       for (int g = 0; g < Shared::kGroups && first + g * kSumRun < classes; ++g) {
         total.sum += shared.run[g].sum;
-        total.sum_sq += shared.run[g].sum_sq;
         total.at_max += shared.run[g].at_max;
       }
       shared.total = total;
@@ -97,7 +83,7 @@ __device__ __forceinline__ SoftmaxRow block_softmax_row(const T* row, int64_t cl
   }
   const SoftmaxSums total = shared.total;
   __syncthreads();  // the scratch may be used again
-  return SoftmaxRow::of(max, total.sum, total.sum_sq, total.at_max);
+  return SoftmaxRow::of(max, total.sum, total.at_max);
 }
 
 }  // namespace fastif

@@ -1,6 +1,6 @@
-// Softmax statistics of one row of logits in double, to about 1e-15: what class sizes, curvature
-// sizes and final keys are defined by. softmax_row.h computes them on a CPU, softmax_row_cuda.h on
-// a GPU: the same bits, by exact_math.h and one order of additions.
+// Softmax statistics of one row of logits in double, to about 1e-15: what class sizes and final
+// keys are defined by. softmax_row.h computes them on a CPU, softmax_row_cuda.h on a GPU: the same
+// bits, by exact_math.h and one order of additions.
 #pragma once
 
 #include <cstdint>
@@ -22,19 +22,18 @@ enum class RowKind {
 // long row.
 constexpr int64_t kSumRun = 4096;
 constexpr int kSumLanes = 8;
-// exp(x - max) below exp of this is taken for it: its square would not be a normal number.
+// exp(x - max) below exp of this is taken for it: no logarithm of a sum with 1 feels it.
 constexpr double kLeastExponent = -340.0;
 
 struct SoftmaxRow {
   RowKind kind;
   double max;
-  double rest;     // sum over the others of e = exp(x - max): the whole sum is 1 + rest
-  double rest_sq;  // sum over the others of e^2
+  double rest;  // sum over the others of exp(x - max): the whole sum is 1 + rest
 
-  // From the sums over x != max, and the number of x == max.
-  FASTIF_HOST_DEVICE static SoftmaxRow of(double max, double sum, double sum_sq, double at_max) {
+  // From the sum over x != max, and the number of x == max.
+  FASTIF_HOST_DEVICE static SoftmaxRow of(double max, double sum, double at_max) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    SoftmaxRow row{RowKind::kRegular, max, sum + (at_max - 1), sum_sq + (at_max - 1)};
+    SoftmaxRow row{RowKind::kRegular, max, sum + (at_max - 1)};
     if (row.rest != row.rest || max == -kInfinity)
       row.kind = RowKind::kUndefined;
     else if (max == kInfinity)
@@ -43,11 +42,6 @@ struct SoftmaxRow {
   }
   FASTIF_HOST_DEVICE double log_probability(double logit) const {
     return logit - max - exact_log1p(rest);
-  }
-  // sum_y p_y (1 - p_y), without the cancellation of 1 - sum_y p_y^2 where one p_y is near 1.
-  FASTIF_HOST_DEVICE double curvature() const {
-    const double sum = 1 + rest;
-    return (exact_mul(rest, 1 + sum) - rest_sq) / exact_mul(sum, sum);
   }
 };
 

@@ -1,5 +1,6 @@
 #include "sampling/curvature_sizes_cuda.cu"
 
+#include "common/clones.h"
 #include "tests/gpu_test.h"
 
 using namespace fastif;
@@ -49,6 +50,15 @@ void check(int64_t n, int64_t Y, bool scaled) {
   };
   std::vector<float> want(n);
   EXPECT(curvature_sizes_cpu(task, want.data(), reversed_pool()).row == -1, "refused");
+  const SimdLevel best = simd_level();
+  for (SimdLevel level : {SimdLevel::kBase, SimdLevel::kV3}) {
+    if (level > best) continue;
+    simd_level() = level;
+    std::vector<float> sizes(n);
+    curvature_sizes_cpu(task, sizes.data(), reversed_pool());
+    EXPECT(sizes == want, "n=%ld Y=%ld differs at SIMD level %d", long(n), long(Y), int(level));
+  }
+  simd_level() = best;
   EXPECT(run() == want, "n=%ld Y=%ld differs from the CPU's bits", long(n), long(Y));
   if (n < 8 || Y == 0) return;
   logits[7 * Y] = from_float<T>(float(kInf));
@@ -78,8 +88,9 @@ void check_counts() {
 
 int main() {
   for (bool scaled : {false, true}) {
-    for (int64_t Y : {0, 1, 2, 7, 8, 9, 10, 33, 100}) check<float>(150, Y, scaled);
+    for (int64_t Y : {0, 1, 2, 7, 8, 9, 10, 33, 100, 128, 129, 300}) check<float>(150, Y, scaled);
     check<float>(0, 5, scaled);
+    check<float>(64, 10, scaled);
     check<float>(9, 4096, scaled);
     check<float>(9, 4097, scaled);
     check<float>(9, 50000, scaled);

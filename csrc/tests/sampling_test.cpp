@@ -210,7 +210,7 @@ void check_curvature(int64_t n, int64_t Y, int64_t m, float floor) {
       size += p * (y == top ? others : 1 - p);
     }
     if (std::isnan(size)) size = 0;
-    EXPECT(std::abs(sizes[i] - size * scale[i]) <= 1.2e-7 * size * scale[i] + 1e-45,
+    EXPECT(std::abs(sizes[i] - size * scale[i]) <= 2e-6 * size * scale[i] + 2e-45,
            "row %ld: size %g, expected %g", long(i), double(sizes[i]), size * scale[i]);
     log_size[i] = std::log(double(sizes[i] + floor));
   }

@@ -183,14 +183,26 @@ class TestCurvature:
         for row_scale in (None, scale, scale.double()):
             got = fi.curvature_sizes(logits, row_scale=row_scale)
             want = reference.curvature_sizes(logits, row_scale=row_scale)
-            torch.testing.assert_close(got, want, rtol=1.2e-7, atol=1e-44)
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=2e-44)
 
     def test_confident_rows_do_not_cancel(self) -> None:
-        gap = torch.arange(0, 100, 0.5, dtype=torch.float64)
-        logits = torch.stack([gap, torch.zeros_like(gap)], 1)
-        p = torch.sigmoid(-gap)
+        for step, rtol in ((0.5, 3e-7), (1 / 3, 6e-6)):  # floats, and gaps that none equals
+            gap = torch.arange(0, 100, step, dtype=torch.float64)
+            logits = torch.stack([gap, torch.zeros_like(gap)], 1)
+            want = 2 * torch.sigmoid(-gap) * torch.sigmoid(gap)
+            got = fi.curvature_sizes(logits).double()
+            torch.testing.assert_close(got, want, rtol=rtol, atol=2e-44)
+            few = gap < 8
+            torch.testing.assert_close(got[few], want[few], rtol=1e-6, atol=0)
+
+    def test_ties_and_classes_far_below(self) -> None:
+        logits = torch.full((4, 300), -106.0)
+        logits[0, 0] = 0
+        logits[1, [0, 299]] = 0
+        logits[2, 5:] = -INF
+        logits[3, 7] = 20
         torch.testing.assert_close(
-            fi.curvature_sizes(logits).double(), 2 * p * torch.sigmoid(gap), rtol=1e-7, atol=1e-44
+            fi.curvature_sizes(logits), torch.tensor([0, 0.5, 0.8, 0]), rtol=1e-6, atol=1e-44
         )
 
     @pytest.mark.parametrize("floor", [0.0, 0.3])
