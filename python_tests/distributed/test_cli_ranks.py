@@ -14,6 +14,8 @@ import torch
 import fastif_ext as fi
 from fastif_ext.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_remove_class_on_two_ranks(tmp_path: Path) -> None:
     """As by one process, printed and written once."""
