@@ -133,7 +133,8 @@ def test_a_state_goes_on_and_empty_folds_change_nothing(name: str) -> None:
     fold = saved_and_loaded(folded(make(), [0, 70, 71]), make())
     fold.merge(make())
     fold.update(rows(71, N))
-    empty = make()
+    empty = saved_and_loaded(make(), make())
+    assert empty.state_dict()["rows"] == 0
     empty.merge(fold)
     assert_same(empty.finish(), whole())
 

@@ -191,13 +191,13 @@ class Column:
 
     def tensor(self) -> Tensor:
         """All rows; an empty [0] where there were none."""
-        if len(self._parts) != 1:
-            self._parts = [torch.cat(self._parts) if self._parts else torch.empty(0)]
-        return self._parts[0]
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0] if self._parts else torch.empty(0)
 
     def load(self, rows: Tensor) -> None:
         """Put these rows in the place of all."""
-        self._parts = [rows]
+        self._parts = [rows] if len(rows) else []  # none has a dtype to be kept
 
 
 class ColumnFold(Fold):
