@@ -55,8 +55,8 @@ __device__ __forceinline__ void count_irregular(RowKind kind, int64_t row,
 // kSumLanes lanes compute the exact sum of those rows in which an element passes the gate.
 template <class T, int kLanes>
 struct TiledLogits {
-  static constexpr int kBlocks = std::is_same_v<T, double> ? 3 : 4;
-  static constexpr int kMaxRows = 256;  // of a tile
+  static constexpr int kBlocks = std::is_same_v<T, double> ? 2 : 4;  // at 3, doubles spill
+  static constexpr int kMaxRows = 256;                               // of a tile
   const T* logits;
 
   struct Shared {
