@@ -71,8 +71,10 @@ bench: install
 	cd build && $(PY) ../bench/scaling.py --output $(abspath $(OUTPUT))
 	$(PY) bench/performance.py $(OUTPUT)
 
+# Pinned: through torchvision a peer would replace torch by the newest one.
 bench-peers: $(READY)
-	$(PY) -m pip install -q --no-build-isolation ".[peers]"
+	$(PY) -m pip install -q --no-build-isolation ".[peers]" \
+	  "torch==$$($(PY) -c 'import torch; print(torch.__version__)')"
 
 # On a machine with a GPU, nvcc and a CUDA torch; PYTHON is used as it is.
 RESULTS ?= bench/results
