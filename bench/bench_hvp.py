@@ -5,7 +5,7 @@ from __future__ import annotations
 import floors
 import pytest
 import torch
-from cases import cases, compiled, relative_error
+from cases import cases, compiled, relative_error, titled
 from rounds import Job
 from torch import Tensor
 
@@ -15,6 +15,7 @@ LISSA = {
     "cpu": [(2_000, 1), (100_000, 1), (10_000_000, 1), (1_000_000, 8)],
     "cuda": [(100_000, 1), (10_000_000, 1), (100_000_000, 1), (10_000_000, 8)],
 }
+HALF = {"cpu": [(1_000_000, 8)], "cuda": [(10_000_000, 8)]}  # bfloat16 and float16 products
 SOFTMAX = {
     "cpu": [(400, 10, 8), (10_000, 10, 8), (100_000, 10, 1), (100_000, 100, 1), (100_000, 10, 8)],
     "cuda": [(10_000, 10, 1), (1_000_000, 10, 8), (1_000_000, 100, 8), (100_000, 1000, 8)],
@@ -58,9 +59,9 @@ def lissa_update(p: int, R: int, device: str) -> Job:
     return Job(calls, floors.lissa_update(p, R))
 
 
-def hvp_accumulate(p: int, R: int, device: str, dtype: torch.dtype = torch.float32) -> Job:
+def hvp_accumulate(p: int, R: int, device: str, dtype: str) -> Job:
     """One mini-batch's products, in the parameters' shapes, added to the sum."""
-    hvp = [torch.randn(R, p // 10, device=device).to(dtype) for _ in range(10)]
+    hvp = [torch.randn(R, p // 10, device=device).to(getattr(torch, dtype)) for _ in range(10)]
     acc = torch.zeros(R, p, device=device)
     sums = [torch.zeros(R, p // 10, device=device) for _ in range(10)]
     weight = 0.25
@@ -134,21 +135,12 @@ def test_lissa_update(name, case, device, here, rows, compare) -> None:
 
 
 @pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
-@pytest.mark.parametrize("case", cases(LISSA))
+@pytest.mark.parametrize("case", cases(LISSA, "float32") + cases(HALF, "bfloat16", "float16"))
 def test_hvp_accumulate(name, case, device, here, rows, compare) -> None:
-    p, R = here(case)
+    p, R, dtype = here(case)
     p = rows(p) // 10 * 10
-    compare(name, f"hvp_accumulate_ p={p} R={R}", lambda: hvp_accumulate(p, R, device))
-
-
-@pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", cases({"cpu": [(1_000_000, 8)], "cuda": [(10_000_000, 8)]}))
-def test_hvp_accumulate_half(name, dtype, case, device, here, rows, compare) -> None:
-    p, R = here(case)
-    p = rows(p) // 10 * 10
-    group = f"hvp_accumulate_ {dtype} p={p} R={R}"
-    compare(name, group, lambda: hvp_accumulate(p, R, device, getattr(torch, dtype)))
+    group = f"{titled('hvp_accumulate_', dtype)} p={p} R={R}"
+    compare(name, group, lambda: hvp_accumulate(p, R, device, dtype))
 
 
 @pytest.mark.parametrize("name", ["fastif_ext", "eager", "torch.compile"])

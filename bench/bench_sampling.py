@@ -7,7 +7,7 @@ from collections.abc import Callable
 import floors
 import pytest
 import torch
-from cases import cases
+from cases import cases, titled
 from rounds import Job
 from torch import Tensor
 
@@ -26,6 +26,8 @@ POOL = {
     "cpu": [(1_000, 10, 100), (50_000, 10, 400), (1_000_000, 10, 400), (200_000, 100, 400)],
     "cuda": [(50_000, 10, 400), (1_000_000, 1000, 400)],
 }
+
+HALF = {"cpu": [(200_000, 100, 100)], "cuda": [(1_000_000, 1000, 100)]}
 
 
 def gumbel_topk(logits: Tensor, k: int) -> Tensor:
@@ -71,21 +73,21 @@ def drawing(
     classes: int,
     k: int,
     device: str,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
 ) -> Job:
-    logits = (3 * torch.randn(n, classes, device=device)).to(dtype)
+    logits = (3 * torch.randn(n, classes, device=device)).to(getattr(torch, dtype))
     calls = {name: lambda way=way: way(logits, k) for name, way in ways.items()}
     return Job(calls, floors.read_logits(n, classes, item=logits.element_size()))
 
 
 @pytest.mark.parametrize("name", DISTINCT)
-@pytest.mark.parametrize("case", cases(CLASSES))
+@pytest.mark.parametrize("case", cases(CLASSES, "float32") + cases(HALF, "bfloat16", "float16"))
 def test_class_multinomial(name, case, device, here, rows, compare) -> None:
-    n, classes, k = here(case)
+    n, classes, k, dtype = here(case)
     n = rows(n)
     k = min(k, n)
-    group = f"class_multinomial n={n} Y={classes} k={k}"
-    compare(name, group, lambda: drawing(DISTINCT, n, classes, k, device))
+    group = f"{titled('class_multinomial', dtype)} n={n} Y={classes} k={k}"
+    compare(name, group, lambda: drawing(DISTINCT, n, classes, k, device, dtype))
 
 
 @pytest.mark.parametrize("name", REPLACEMENT)
@@ -98,37 +100,10 @@ def test_class_multinomial_replacement(name, case, device, here, rows, compare) 
 
 
 @pytest.mark.parametrize("name", POOLED)
-@pytest.mark.parametrize("case", cases(POOL))
+@pytest.mark.parametrize("case", cases(POOL, "float32") + cases(HALF, "bfloat16", "float16"))
 def test_curvature_multinomial(name, case, device, here, rows, compare) -> None:
-    n, classes, m = here(case)
+    n, classes, m, dtype = here(case)
     n = rows(n)
     m = min(m, n)
-    group = f"curvature_multinomial n={n} Y={classes} m={m}"
-    compare(name, group, lambda: drawing(POOLED, n, classes, m, device))
-
-
-HALF = {"cpu": [(200_000, 100, 100)], "cuda": [(1_000_000, 1000, 100)]}
-
-
-@pytest.mark.parametrize("name", DISTINCT)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", cases(HALF))
-def test_class_multinomial_half(name, dtype, case, device, here, rows, compare) -> None:
-    n, classes, k = here(case)
-    n = rows(n)
-    k = min(k, n)
-    group = f"class_multinomial {dtype} n={n} Y={classes} k={k}"
-    kind = getattr(torch, dtype)
-    compare(name, group, lambda: drawing(DISTINCT, n, classes, k, device, kind))
-
-
-@pytest.mark.parametrize("name", POOLED)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", cases(HALF))
-def test_curvature_multinomial_half(name, dtype, case, device, here, rows, compare) -> None:
-    n, classes, m = here(case)
-    n = rows(n)
-    m = min(m, n)
-    group = f"curvature_multinomial {dtype} n={n} Y={classes} m={m}"
-    kind = getattr(torch, dtype)
-    compare(name, group, lambda: drawing(POOLED, n, classes, m, device, kind))
+    group = f"{titled('curvature_multinomial', dtype)} n={n} Y={classes} m={m}"
+    compare(name, group, lambda: drawing(POOLED, n, classes, m, device, dtype))

@@ -11,16 +11,24 @@ from torch import Tensor
 Sizes = tuple[int, ...]
 
 
-def cases(table: Mapping[str, Sequence[Sizes]]) -> list[object]:
+def cases(table: Mapping[str, Sequence[Sizes]], *dtypes: str) -> list[object]:
     """Parameters for every device's sizes; the fixture `here` skips those of other devices.
 
-    They go from launch-bound over cache-sized and memory-bound to large.
+    They go from launch-bound over cache-sized and memory-bound to large. With dtypes each case
+    ends with one of them.
     """
-    return [
-        pytest.param((device, *sizes), id="-".join(map(str, (device, *sizes))))
+    found = [
+        (device, *sizes, *dtype)
         for device, all_sizes in table.items()
         for sizes in all_sizes
+        for dtype in ([(name,) for name in dtypes] or [()])
     ]
+    return [pytest.param(case, id="-".join(map(str, case))) for case in found]
+
+
+def titled(what: str, dtype: str) -> str:
+    """The beginning of a group's name; float32 goes without saying."""
+    return what if dtype == "float32" else f"{what} {dtype}"
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:

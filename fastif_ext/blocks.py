@@ -97,7 +97,7 @@ class Blocks:
             chunk = whole
             while have + len(chunk) >= self.size:
                 need = self.size - have
-                yield slice(first, first + self.size), _joined([*held, chunk[:need]])
+                yield slice(first, first + self.size), joined([*held, chunk[:need]])
                 first += self.size
                 held, have, chunk = [], 0, chunk[need:]
             if len(chunk):
@@ -109,7 +109,7 @@ class Blocks:
                 f"same every time"
             )
         if have or not first:
-            yield slice(first, first + have), _joined(held or [self._like])
+            yield slice(first, first + have), joined(held or [self._like])
 
     def take(self, rows: Tensor) -> Tensor:
         """The rows of these numbers, in this order: one pass."""
@@ -129,5 +129,6 @@ class Blocks:
             yield chunk
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def joined(parts: list[Tensor]) -> Tensor:
+    """The rows of the parts one behind the other; one part alone is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

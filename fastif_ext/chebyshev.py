@@ -38,7 +38,7 @@ class Chebyshev:
 
     def __init__(self, lowest: float, scale: float, h: Tensor) -> None:
         self.r = max(0.0, 1 - lowest / scale) ** 2
-        self.weight = 0.0  # no step was made
+        self.weight: float | None = None
         self.now, self.before = torch.empty_like(h), torch.empty_like(h)
 
     def remember(self, h: Tensor) -> None:
@@ -47,9 +47,8 @@ class Chebyshev:
 
     def accelerate_(self, h: Tensor) -> None:
         """After the step: h becomes the accelerated iterate."""
-        if self.weight == 0:
-            self.weight = 1.0
+        if self.weight is None:
+            self.weight = 2.0  # the first step stays as it is; in the recurrence it counts as this
             return
-        share = self.r / 2 if self.weight == 1 else self.r * self.weight / 4
-        self.weight = 1 / (1 - share)
+        self.weight = 1 / (1 - self.r * self.weight / 4)
         torch.lerp(self.before, h, self.weight, out=h)

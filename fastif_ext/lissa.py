@@ -142,21 +142,22 @@ def _at_a_fitting_scale(
 ) -> tuple[_Outcome, float]:
     """What the run gives, and the scale; larger ones are tried where it diverges."""
     H, b, lam, noisy = run.H, run.b, run.damping, run.resample is not None
+    lowest = None
     if isinstance(scale, str) or accelerated:
         ends = ends or spectrum(H, b)
         check_definite(ends, lam)
-        run.lowest = _lowest(ends, lam) if accelerated else None
+        lowest = _lowest(ends, lam) if accelerated else None
         s = _scale(ends, lam, noisy=noisy)
     if not isinstance(scale, str):
         s = float(scale)
-    outcome, restarts = run(s), 0
+    outcome, restarts = run(s, lowest), 0
     if outcome is None:  # too small a scale, or negative curvature that Lanczos did not see
         ends = spectrum(H, b)
         check_definite(ends, lam)
         s = max(s, _scale(ends, lam, noisy=noisy) / RESTART)
     while outcome is None and restarts < RESTARTS:
         s, restarts = RESTART * s, restarts + 1
-        outcome = run(s)
+        outcome = run(s, lowest)
     if outcome is None:
         raise SolverDivergence(
             f"lissa: the residual grows even at scale {s:.3g} with damping {lam:.3g}; H has "
@@ -188,16 +189,17 @@ class _Recursion:
         self.every = every
         self.H, self.b, self.damping, self.tol = H, b.contiguous(), damping, tol
         self.max_iter, self.resample, self.progress = max_iter, resample, progress
-        self.lowest: float | None = None
-        """Where H + damping I has its smallest eigenvalue, if the steps are accelerated."""
         self.tail = max_iter if average is None else max_iter - max(1, round(average * max_iter))
         norm = b.double().norm(dim=1)
         self.inverse_norm = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0).tolist()
 
-    def __call__(self, scale: float) -> _Outcome | None:
-        """The outcome; None where it diverges. Nothing waits for the device but a look."""
+    def __call__(self, scale: float, lowest: float | None) -> _Outcome | None:
+        """The outcome; None where it diverges. Nothing waits for the device but a look.
+
+        `lowest`: where the spectrum of H + damping I begins, if the steps are to be accelerated.
+        """
         h = self.b.clone()
-        chebyshev = None if self.lowest is None else Chebyshev(self.lowest, scale, h)
+        chebyshev = None if lowest is None else Chebyshev(lowest, scale, h)
         history: list[float] = []
         unread: list[ops.LissaStep] = []
         smallest, tail_sum, tail_count = float("inf"), None, 0

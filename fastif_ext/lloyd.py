@@ -13,11 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastif_ext.blocks import Blocks
+from fastif_ext.blocks import Blocks, joined
 from fastif_ext.ops import kmeans_assign, kmeans_candidates
-
-# Without the wrapper's check of the labels, for which it waits where they lie on a GPU.
-kmeans_update = torch.ops.fastif_ext.kmeans_update
+from fastif_ext.ops.kmeans import kmeans_update_unchecked as kmeans_update
 
 
 class Run(NamedTuple):
@@ -208,8 +206,7 @@ def seeding_rows(
     """
     limit = max(x.size, 16 * n_clusters)
     if x.rows <= limit:
-        everything = [block for _, block in x]
-        return everything[0] if len(everything) == 1 else torch.cat(everything), weight
+        return joined([block for _, block in x]), weight
     able = None if weight is None else (weight > 0).nonzero()[:, 0].cpu()
     order = torch.randperm(x.rows if able is None else len(able), generator=generator)[:limit]
     rows = (order if able is None else able[order]).sort().values

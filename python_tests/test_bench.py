@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,12 @@ def test_the_page(results: Path) -> None:
 def test_the_committed_page_is_that_of_the_committed_files() -> None:
     committed = BENCH / "results"
     text = (committed / "performance.md").read_text()
-    sys.path.insert(0, str(BENCH))
-    try:
-        import performance
-
-        assert performance.page(committed) == text
-    finally:
-        sys.path.remove(str(BENCH))
+    assert import_module("performance").page(committed) == text
 
 
 def test_the_curves(tmp_path: Path) -> None:
     """The slopes of made-up curves; one real sweep of small sizes."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        import scaling
-    finally:
-        sys.path.remove(str(BENCH))
+    scaling = import_module("scaling")
     sizes = [1, 2, 4, 8, 16, 32]
     assert scaling.slope(sizes, [3.0 * s for s in sizes]) == pytest.approx(1)
     assert scaling.slope(sizes, [5 + 0.0 * s for s in sizes]) == pytest.approx(0)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,18 +17,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from interruptible import BATCH, LABELS, N, Rows, Stream, X, loader, net
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
 from fastif_ext import saving
 from fastif_ext.samplers import checkpoint
 
-N, Y, M, BATCH = 90, 3, 20, 10
+M = 20
 BATCHES = N // BATCH
-_RNG = torch.Generator().manual_seed(0)
-X = torch.randn(N, 5, generator=_RNG)
-LABELS = torch.arange(N) % Y
 
 DRAW: dict[str, Callable[..., fi.SubsetSampler]] = {
     "all": fi.AllRows.from_loader,
@@ -44,43 +42,6 @@ DRAW: dict[str, Callable[..., fi.SubsetSampler]] = {
     "nearest": lambda *a, **k: fi.FeatureSampler.from_loader(*a, M, **k),
     "distance": lambda *a, **k: fi.FeatureSampler.from_loader(*a, M, mode="distance", **k),
 }
-
-
-def net(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, Y))
-
-
-class Rows(Dataset[Any]):
-    """Rows that are counted as they are loaded; one of them may be out of reach."""
-
-    def __init__(self, stop: int = N) -> None:
-        self.stop = stop
-        self.loaded: list[int] = []
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if i >= self.stop:
-            raise KeyboardInterrupt
-        self.loaded.append(i)
-        return X[i], LABELS[i]
-
-
-class Stream(IterableDataset[Any]):
-    """The same one after the other, of unknown length."""
-
-    def __init__(self, stop: int = N) -> None:
-        self.rows = Rows(stop)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.rows[i] for i in range(N))
-
-
-def loader(data: Any) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=BATCH)
 
 
 def assert_same(a: fi.SubsetSampler, b: fi.SubsetSampler) -> None:

@@ -9,56 +9,17 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interruptible import LABELS, N, Rows, Stream, X, Y, loader, net
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import fastif_ext as fi
-
-N, Y = 90, 3
-X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
-LABELS = torch.arange(N) % Y
-
-
-def net(dtype: torch.dtype = torch.float32) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, Y)).to(dtype)
-
-
-class Rows(Dataset[Any]):
-    """Counts the rows it gives; those from `stop` on are out of reach."""
-
-    def __init__(self, stop: int = N) -> None:
-        self.stop = stop
-        self.loaded: list[int] = []
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if i >= self.stop:
-            raise KeyboardInterrupt
-        self.loaded.append(i)
-        return X[i], LABELS[i]
-
-
-class Stream(IterableDataset[Any]):
-    def __init__(self, stop: int = N) -> None:
-        self.rows = Rows(stop)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self.rows[i] for i in range(N))
-
-
-def loader(data: Any) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=10)
 
 
 def extract(store: Path | None, data: Any = None, model: Any = None, **kwargs: Any) -> fi.Extracted:

@@ -38,4 +38,15 @@ __device__ __forceinline__ T block_sum(T x, T* shared) {
   return x;
 }
 
+// Over a block of kThreads threads, all of which get the result; a NaN in x is not noticed.
+// `shared` as in block_sum.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_max(T x, T* shared) {
+  x = group_max<kWarp>(x);
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  for (int w = 0; w < kThreads / int(kWarp); ++w) x = shared[w] > x ? shared[w] : x;
+  return x;
+}
+
 }  // namespace fastif

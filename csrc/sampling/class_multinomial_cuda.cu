@@ -92,11 +92,7 @@ struct TiledLogits {
         max = 0;
       } else {
         for (int j = lane; j < length; j += kLanes) max = x[j] > max ? x[j] : max;
-#pragma unroll
-        for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-          const float other = __shfl_xor_sync(kWholeWarp, max, distance);
-          max = other > max ? other : max;
-        }
+        max = group_max<kLanes>(max);
       }
       float sum = 0;
       for (int j = lane; j < length; j += kLanes) {

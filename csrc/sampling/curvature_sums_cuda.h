@@ -89,10 +89,7 @@ __device__ __forceinline__ RowSums block_row_sums(const T* row, int64_t classes,
     const A x = to_float(row[j]);
     max = x > max ? x : max;
   }
-  max = group_max<kWarp>(max);
-  if (threadIdx.x % kWarp == 0) shared.max[threadIdx.x / kWarp] = max;
-  __syncthreads();
-  for (int w = 0; w < kThreads / int(kWarp); ++w) max = shared.max[w] > max ? shared.max[w] : max;
+  max = block_max<kThreads>(max, shared.max);
   const int group = int(threadIdx.x) / kGroup;
   RowSums total{0, 0, 0};
   for (int64_t first = 0; first < classes; first += kGroups * kTermRun) {

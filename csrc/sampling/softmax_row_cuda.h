@@ -59,11 +59,8 @@ __device__ __forceinline__ SoftmaxRow block_softmax_row(const T* row, int64_t cl
     const double x = to_float(row[j]);
     max = x > max ? x : max;
   }
-  max = group_max<kWarp>(max);
-  if (threadIdx.x % kWarp == 0) shared.max[threadIdx.x / kWarp] = max;
   if (threadIdx.x == 0) shared.total = {0, 0};
-  __syncthreads();
-  for (int w = 0; w < kThreads / int(kWarp); ++w) max = shared.max[w] > max ? shared.max[w] : max;
+  max = block_max<kThreads>(max, shared.max);
   const int group = int(threadIdx.x) / kSumLanes;
   for (int64_t first = 0; first < classes; first += Shared::kGroups * kSumRun) {
     const int64_t start = first + group * kSumRun, rest = classes - start;

@@ -14,11 +14,7 @@ from fastif_ext.curvature.operator import check_vector
 from fastif_ext.data import Data, count
 from fastif_ext.distributed.facts import model_bits
 from fastif_ext.distributed.ranks import Ranks, opened
-from fastif_ext.distributed.shards import (
-    loader_part,
-    part_of,
-    shard,
-)
+from fastif_ext.distributed.shards import loader_part, part_of, shard
 from fastif_ext.loaders import batch_range
 from fastif_ext.objective import Loss
 from fastif_ext.objective import mean_gradient as mean_gradient_here

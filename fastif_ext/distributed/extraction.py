@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext.data import split_batch
-from fastif_ext.distributed.facts import model_bits
+from fastif_ext.distributed.facts import empty, kind, model_bits
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.distributed.shards import LoaderPart, loader_part
 from fastif_ext.extract import Extracted
@@ -156,27 +156,10 @@ def gathered(
 
 def _filled(ranks: Ranks, got: Extracted | None) -> tuple[Any, ...]:
     """First row, rows of all, and tensors: as wide as the others' where it has no rows."""
-    said = ranks.meet(
-        "extract: rows",
-        None
-        if got is None
-        else [None if t is None else [list(t.shape), str(t.dtype)] for t in got],
-    )
+    said = ranks.meet("extract: rows", None if got is None else [kind(t) for t in got])
     lengths = [0 if kinds is None else kinds[0][0][0] for kinds in said]
     first, n = sum(lengths[: ranks.rank]), sum(lengths)
     if got is not None:
         return first, n, *got
     kinds = next(words for words in said if words is not None)
-    return (
-        first,
-        n,
-        *(
-            None if kind is None else torch.empty(0, *kind[0][1:], dtype=_dtype(kind[1]))
-            for kind in kinds
-        ),
-    )
-
-
-def _dtype(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
-    return found
+    return first, n, *(empty(k, rows=0) for k in kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,20 @@ def model_bits(model: nn.Module) -> str:
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {_text(t)};".encode())
     return digest.hexdigest()[:16]
+
+
+def kind(t: Tensor | None) -> list[Any] | None:
+    """Shape and dtype of a tensor, for ranks that do not have it."""
+    return None if t is None else [list(t.shape), str(t.dtype)]
+
+
+def empty(like: list[Any] | None, *, rows: int | None = None) -> Tensor | None:
+    """A tensor of that kind, not filled; with another number of rows where it is given."""
+    if like is None:
+        return None
+    shape, dtype = like
+    first = shape[:1] if rows is None else [rows]
+    return torch.empty(*first, *shape[1:], dtype=getattr(torch, dtype.removeprefix("torch.")))
 
 
 def _text(value: object) -> str:

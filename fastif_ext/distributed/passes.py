@@ -9,13 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastif_ext.data import Data
 from fastif_ext.distributed.curvature import curvature, mean_gradient
 from fastif_ext.distributed.extraction import extract, gathered
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.extract import Extracted
-from fastif_ext.objective import Loss
-from fastif_ext.parameters import Params
 from fastif_ext.passes import Passes
 from fastif_ext.stream import Layer
 
@@ -61,46 +58,10 @@ class SharedPasses(Passes):
         assert whole is not None
         return whole
 
-    def curvature(
-        self,
-        name: str,
-        model: nn.Module,
-        loss_fn: Loss,
-        data: Data,
-        *,
-        weights: Tensor | None,
-        params: Params,
-        chunk_size: int | None,
-    ) -> Any:
+    def curvature(self, *arguments: Any, **options: Any) -> Any:
         """As fastif_ext.distributed.curvature."""
-        return curvature(
-            name,
-            model,
-            loss_fn,
-            data,
-            weights=weights,
-            params=params,
-            chunk_size=chunk_size,
-            group=self.ranks,
-        )
+        return curvature(*arguments, **options, group=self.ranks)
 
-    def mean_gradient(
-        self,
-        model: nn.Module,
-        loss_fn: Loss,
-        data: Data,
-        *,
-        weights: Tensor | None,
-        params: Params,
-        chunk_size: int | None,
-    ) -> Tensor:
+    def mean_gradient(self, *arguments: Any, **options: Any) -> Tensor:
         """As fastif_ext.distributed.mean_gradient."""
-        return mean_gradient(
-            model,
-            loss_fn,
-            data,
-            weights=weights,
-            params=params,
-            chunk_size=chunk_size,
-            group=self.ranks,
-        )
+        return mean_gradient(*arguments, **options, group=self.ranks)

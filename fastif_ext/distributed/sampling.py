@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext.distributed.extraction import enter
+from fastif_ext.distributed.facts import empty, kind
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.samplers.fold import Fold
 from fastif_ext.stream import Layer, stream
@@ -116,10 +117,9 @@ def _unpacked(like: Fold, packed: Tensor) -> Fold:
 
 def _shared(ranks: Ranks, t: Tensor | None) -> Any:
     """Rank 0's tensor, or None, on all ranks."""
-    kind = ranks.meet("sample: drawn", None if t is None else [list(t.shape), str(t.dtype)])[0]
-    if kind is None:
+    place = empty(ranks.meet("sample: drawn", kind(t))[0])
+    if place is None:
         return None
-    place = torch.empty(kind[0], dtype=getattr(torch, kind[1].removeprefix("torch.")))
     if t is not None:
         place.copy_(t)
     ranks.broadcast_("sample: drawn", [place])

@@ -283,6 +283,10 @@ def _(x: Tensor, centroids: Tensor, precision: str = "auto") -> tuple[Tensor, Te
     return x.new_empty(n, dtype=torch.int64), x.new_empty(n, dtype=_sum_dtype(x))
 
 
+kmeans_update_unchecked = torch.ops.fastif_ext.kmeans_update
+"""kmeans_update without its look at the labels, which waits for them where they lie on a GPU."""
+
+
 @torch.library.register_fake("fastif_ext::kmeans_update")
 def _(
     x: Tensor, labels: Tensor, n_clusters: int, weight: Tensor | None = None

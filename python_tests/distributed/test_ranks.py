@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import fastif_ext as fi
+from fastif_ext import passes
 
 HERE = Path(__file__).parent
 SIZES = (1, 2, 4)
@@ -218,18 +219,8 @@ class TestAsInOneProcess:
 
     @pytest.mark.parametrize("variant", ["fif", "gif", "sif"])
     def test_influence(self, found: Found, variant: str) -> None:
-        one = fi.influence(
-            problem.model(),
-            cross_entropy,
-            torch.arange(20),
-            problem.data(),
-            variant=variant,
-            params=["2.*"],
-            solver="cg",
-            damping=0.05,
-            tol=1e-10,
-        )
-        assert same(found[4][0][f"influence {variant}"], one.delta, 1e-6)
+        one = worker.influence(variant, passes.HERE)
+        assert same(found[4][0][f"influence {variant}"], one, 1e-6)
 
 
 DISAGREE = {

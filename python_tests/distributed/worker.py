@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fastif_ext as fi
 from fastif_ext import distributed as fid
 from fastif_ext import samplers
+from fastif_ext.passes import Passes
 
 Check = Callable[[fid.Ranks], Any]
 SYSTEM = {"damping": 0.05, "tol": 1e-11}
@@ -213,7 +214,7 @@ def few_scores(ranks: fid.Ranks) -> Any:
     return fid.influence_scores(model, mse_loss, (x, x[:, :1]), (x, x[:, :1]), group=ranks)
 
 
-def influence(variant: str, ranks: fid.Ranks) -> Any:
+def influence(variant: str, passes: Passes) -> Any:
     got = fi.influence(
         problem.model(),
         cross_entropy,
@@ -222,7 +223,7 @@ def influence(variant: str, ranks: fid.Ranks) -> Any:
         variant=variant,
         params=["2.*"],
         solver="cg",
-        passes=fid.SharedPasses(ranks),
+        passes=passes,
         damping=0.05,
         tol=1e-10,
     )
@@ -292,9 +293,9 @@ SAME: dict[str, Check] = {
     "scores gauss-newton": lambda ranks: scores("gauss-newton", ranks),
     "scores linear-softmax": lambda ranks: scores("linear-softmax", ranks),
     "few scores": few_scores,
-    "influence fif": lambda ranks: influence("fif", ranks),
-    "influence gif": lambda ranks: influence("gif", ranks),
-    "influence sif": lambda ranks: influence("sif", ranks),
+    "influence fif": lambda ranks: influence("fif", fid.SharedPasses(ranks)),
+    "influence gif": lambda ranks: influence("gif", fid.SharedPasses(ranks)),
+    "influence sif": lambda ranks: influence("sif", fid.SharedPasses(ranks)),
     "remove_class default": lambda ranks: remove_class("default", ranks),
     "remove_class paper": lambda ranks: remove_class("paper", ranks),
     "rng": rng_is_kept,
