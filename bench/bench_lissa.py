@@ -170,6 +170,10 @@ def cg(s: System) -> Tensor:
     return fi.cg(s.operator(), s.b, damping=s.damping, tol=TOL).x
 
 
+def plain_cg(s: System) -> Tensor:
+    return fi.cg(s.operator(), s.b, damping=s.damping, tol=TOL, preconditioner=None).x
+
+
 def _pydvl(s: System):
     operator = pytest.importorskip("pydvl.influence.torch.operator")
     batch = pytest.importorskip("pydvl.influence.torch.batch_operation")
@@ -289,6 +293,7 @@ LISSA = {
 }
 CG = {
     "fastif_ext": cg,
+    "fastif_ext, not preconditioned": plain_cg,
     "pyDVL block": pydvl_cg,
     "dattri": _dattri_cg("rev-rev"),
     "dattri rev-fwd": _dattri_cg("rev-fwd"),

@@ -6,6 +6,7 @@ Choose a representative subset of the training data (samplers), take the curvatu
 
 from fastif_ext import distributed, reference
 from fastif_ext.build import build_info
+from fastif_ext.conjugate_gradients import cg
 from fastif_ext.curvature import GaussNewton, Hessian, LinearSoftmaxHessian
 from fastif_ext.diagnosis import Diagnosis, Finding, diagnose
 from fastif_ext.diagnostics import (
@@ -44,6 +45,7 @@ from fastif_ext.ops import (
     softmax_hvp,
 )
 from fastif_ext.parameters import apply_update
+from fastif_ext.preconditioner import LowRankPreconditioner
 from fastif_ext.removal import (
     EditReport,
     RemovalReport,
@@ -64,7 +66,7 @@ from fastif_ext.samplers import (
 )
 from fastif_ext.scores import influence_scores, self_influence
 from fastif_ext.selection import select_parameters
-from fastif_ext.solvers import SolveResult, cg, exact
+from fastif_ext.solvers import SolveResult, exact
 from fastif_ext.spectrum import SolverDivergence
 from fastif_ext.tokens import TokenModel, TokenRows
 
@@ -90,6 +92,7 @@ __all__ = [
     "LinearSoftmaxHessian",
     "LissaStep",
     "LogitSampler",
+    "LowRankPreconditioner",
     "RandomSampler",
     "RemovalReport",
     "ResidualSampler",

@@ -15,7 +15,13 @@ NEGATIVE = 1e-5  # of the largest curvature: less than that below zero may be ro
 
 
 def block_conjugate_gradients(
-    H: Any, b: Tensor, damping: float, goal: float, limit: int, progress: bool
+    H: Any,
+    b: Tensor,
+    damping: float,
+    goal: float,
+    limit: int,
+    progress: bool,
+    M: Any = None,
 ) -> tuple[Tensor, list[float]]:
     """The solution X of (H + damping I) X = B, and the largest relative residual of each step.
 
@@ -31,6 +37,7 @@ def block_conjugate_gradients(
         goal: relative residual to reach, for each right-hand side.
         limit: at most this many products.
         progress: show a progress bar.
+        M: preconditioner, symmetric positive definite, with ``M @ v``; None for the identity.
 
     Returns:
         x, [R, p], which falls short of the goal where `limit` or rounding ends the steps.
@@ -44,26 +51,31 @@ def block_conjugate_gradients(
     history: list[float] = []
     if not norm.any():
         return x, history
-    q, zeta = _orthonormal(b * inverse)  # small right-hand sides as accurate as large ones
-    s, reached = q, b.any(0)
+    # small right-hand sides as accurate as large ones
+    q, zeta = _orthonormal(b * inverse)
+    s, rho = _preconditioned(q, M)
+    reached = b.any(0)
     with tqdm(total=limit, desc="cg", disable=not progress) as bar:
         while len(history) < limit:
             product = apply(H, s)
             reached |= product.any(0)
             product = torch.add(product, s, alpha=damping)
             curvature = s @ product.T
-            factor, failed = cholesky_ex((curvature + curvature.T) / 2)
+            factor, failed = cholesky_ex(_symmetric(curvature))
             if failed:
                 _explain(H, b, damping, curvature)
                 break
-            x.addmm_(torch.cholesky_solve(zeta, factor).T, s)
-            q, change = _orthonormal(q - torch.cholesky_solve(product, factor))
+            step = torch.cholesky_solve(rho, factor)
+            x.addmm_((step @ zeta).T, s)
+            q, change = _orthonormal(torch.addmm(q, step.T, product, alpha=-1))
             zeta = change @ zeta
             history.append(float(zeta.norm(dim=0).max()))
             bar.update()
             if history[-1] <= goal:
                 break
-            s = torch.addmm(q, change, s)
+            z, new = _preconditioned(q, M)
+            s = torch.addmm(z, new @ change @ torch.linalg.inv(rho), s)
+            rho = new
     # an orthonormal basis has rounding errors where all it is made of is zero: dead features
     return x * norm * reached, history
 
@@ -74,11 +86,23 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     return q.T.contiguous(), r
 
 
+def _preconditioned(q: Tensor, M: Any) -> tuple[Tensor, Tensor]:
+    """M Q and Q M Q^T, as well conditioned as M."""
+    if M is None:
+        return q, torch.eye(len(q), dtype=q.dtype, device=q.device)
+    z = apply(M, q)
+    return z, _symmetric(q @ z.T)
+
+
+def _symmetric(a: Tensor) -> Tensor:
+    return (a + a.T) / 2
+
+
 def _explain(H: Any, b: Tensor, damping: float, curvature: Tensor) -> None:
     """Raise where it was not by rounding that the curvature in the space is not positive."""
     if not curvature.isfinite().all():
         raise SolverDivergence("cg: H @ v is not finite; check the model and its loss")
-    values = eigvalsh((curvature.double() + curvature.T.double()) / 2)
+    values = eigvalsh(_symmetric(curvature.double()))
     if float(values[0]) <= -NEGATIVE * float(values.abs().max()):
         check_definite(spectrum(H, b), damping)
         raise SolverDivergence(

@@ -77,7 +77,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_problem(remove)
-    remove.add_argument("--solver", choices=("lissa", "cg", "exact"), default="lissa", help="iHVP")
+    remove.add_argument(
+        "--solver",
+        choices=("cg", "lissa", "exact"),
+        default=argparse.SUPPRESS,
+        help="iHVP; by default cg, with the paper's protocol lissa",
+    )
     remove.add_argument("--tol", type=float, default=1e-3, help="relative residual of the solve")
     remove.add_argument("--protocol", choices=("default", "paper"), default="default", help="step")
     remove.add_argument("--save", type=Path, default=None, help="write the edited state_dict here")
@@ -197,11 +202,11 @@ def _remove_class_on(ranks: Ranks | None, arguments: argparse.Namespace) -> int:
         sampler=sampler,
         protocol=arguments.protocol,
         params=arguments.params,
-        solver=arguments.solver,
         damping=arguments.damping,
         tol=arguments.tol,
         passes=passes,
         progress=progress,
+        **{"solver": arguments.solver} if "solver" in arguments else {},
     )
     print(
         f"\nForgot class {arguments.class_index} ({data.classes[arguments.class_index]}) ", end=""

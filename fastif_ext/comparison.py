@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from fastif_ext.conjugate_gradients import cg
 from fastif_ext.curvature import make_curvature
 from fastif_ext.data import take
 from fastif_ext.extract import Extracted
@@ -33,7 +34,6 @@ from fastif_ext.samplers import (
     StratifiedSampler,
     SubsetSampler,
 )
-from fastif_ext.solvers import cg
 from fastif_ext.spectrum import SolverDivergence, spectrum
 
 SAMPLERS = (

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fastif_ext.conjugate_gradients import cg
 from fastif_ext.curvature import check_curvature, last_linear
 from fastif_ext.data import Data, count, take
 from fastif_ext.graphs import CudaGraph
 from fastif_ext.lissa import lissa
 from fastif_ext.parameters import Params, Selection
 from fastif_ext.passes import HERE, Passes
-from fastif_ext.solvers import SolveResult, cg, exact
+from fastif_ext.solvers import SolveResult, exact
 from fastif_ext.variants import VARIANTS, Problem
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Solve (H + damping I) x = b for a symmetric operator: what all solvers share, cg and exact.
+"""Solve (H + damping I) x = b for a symmetric operator: what all solvers share, and exact.
 
 A solver knows nothing of models: H is anything with ``H @ v`` for v of shape [R, p]. Every solver
 returns the true residual |b - (H + damping I) x| / |b| of each right-hand side.
@@ -12,18 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from fastif_ext.block_cg import block_conjugate_gradients
-from fastif_ext.device import full_precision, look_every, memory_for
-from fastif_ext.graphs import CudaGraph, recorded
-from fastif_ext.spectrum import (
-    SolverDivergence,
-    apply,
-    check_definite,
-    resolve_damping,
-    spectrum,
-)
+from fastif_ext.device import full_precision, memory_for
+from fastif_ext.spectrum import SolverDivergence, apply, resolve_damping
 
 EXACT_LIMIT = 20_000  # a dense float64 matrix of this size takes 3.2 GB
 
@@ -80,9 +71,11 @@ def finish(
     iterations: int,
     scale: float | None = None,
     history: list[float] | None = None,
+    residual: Tensor | None = None,
 ) -> SolveResult:
-    """Measure the true residual, warn where it is above tol, and wrap everything up."""
-    residual = true_residual(H, x, b, damping)
+    """Measure the true residual unless given, warn where it is above tol, wrap everything up."""
+    if residual is None:
+        residual = true_residual(H, x, b, damping)
     converged = bool((residual <= tol).all())
     if not converged:
         warnings.warn(
@@ -100,156 +93,6 @@ def finish(
         scale=scale,
         history=history or [],
     )
-
-
-def cg(
-    H: Any,
-    b: Tensor,
-    *,
-    damping: float | str = 0.0,
-    tol: float = 1e-5,
-    max_iter: int | None = None,
-    block: bool | str = "auto",
-    check_every: int | None = None,
-    cuda_graph: CudaGraph = "auto",
-    progress: bool = False,
-) -> SolveResult:
-    """Conjugate gradients for (H + damping I) x = b, all right-hand sides in one batch.
-
-    As a block all right-hand sides search one space together, which takes fewer products: 7 in
-    place of 19 for 8 test gradients of softmax regression on digits. One by one their solutions
-    depend on no other right-hand side, and no step waits for the device.
-
-    Args:
-        H: symmetric operator; H + damping I must be positive definite.
-        b: right-hand sides, [p] or [R, p].
-        damping: a number, or "auto" (from a few Lanczos steps).
-        tol: relative residual to reach.
-        max_iter: at most this many products; by default 2 p + 20.
-        block: True, False, or "auto": a block where there are several, up to p / 2, on the CPU.
-        check_every: steps between two looks at the residual, as in lissa; the steps made beyond
-            convergence change nothing and are not counted. A block looks at every step.
-        cuda_graph: "auto", True or False, as in lissa.
-        progress: show a progress bar.
-
-    Returns:
-        SolveResult.
-
-    Raises:
-        SolverDivergence: a direction of negative curvature turned up.
-        ValueError: arguments that do not fit.
-
-    Source: Hestenes and Stiefel 1952.
-
-    Example:
-        >>> import torch, fastif_ext as fi
-        >>> H = torch.diag(torch.tensor([1.0, 4.0]))
-        >>> fi.cg(H, torch.tensor([1.0, 4.0])).x.round(decimals=4)
-        tensor([1., 1.])
-    """
-    check_tolerance("cg", tol, max_iter, check_every)
-    if block not in ("auto", True, False):
-        raise ValueError(f"cg: block must be 'auto', True or False, got {block!r}")
-    rhs = right_hand_sides(b)
-    fits = rhs.device.type == "cpu" and 1 < len(rhs) <= rhs.shape[1] // 2
-    together = fits if block == "auto" else bool(block)
-    with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
-        lam, _ = resolve_damping(A, rhs, damping)
-        limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
-        every = look_every(rhs.device) if check_every is None else check_every
-        x = torch.zeros_like(rhs)
-        history: list[float] = []
-        if together:
-            goal = (0.9 if rhs.dtype == torch.float64 else 0.5) * tol
-            x, history = block_conjugate_gradients(A, rhs, lam, goal, limit, progress)
-        left = limit - len(history)
-        if not together or (history and history[-1] > tol and left):  # ended by rounding
-            x, more = _conjugate_gradients(A, rhs, x, lam, tol, left, every, progress)
-            history += more
-        return finish(
-            A,
-            x,
-            rhs,
-            one=b.dim() == 1,
-            damping=lam,
-            tol=tol,
-            name="cg",
-            iterations=len(history),
-            history=history,
-        )
-
-
-def _conjugate_gradients(
-    H: Any,
-    b: Tensor,
-    start: Tensor,
-    damping: float,
-    tol: float,
-    limit: int,
-    every: int,
-    progress: bool,
-) -> tuple[Tensor, list[float]]:
-    """The solution, and the largest relative residual of each step.
-
-    A right-hand side that has converged is frozen by a step of length 0, on the device; nothing
-    waits for the device but a look, every few steps.
-    """
-    norm = b.double().norm(dim=1)
-    # The recursion's residual drifts from the true one: aim a little below tol.
-    goal = 0.5 * tol * norm
-    x = start.clone()
-    r = b - apply(H, x) - damping * x if start.any() else b.clone()
-    d = r.clone()
-    rs = r.double().square().sum(1)
-    history: list[float] = []
-    unread: list[tuple[Tensor, Tensor, Tensor]] = []
-    done = not (rs.sqrt() > goal).any()
-    with tqdm(total=limit, desc="cg", disable=not progress) as bar:
-        while not done:
-            active = rs.sqrt() > goal
-            product = apply(H, d) + damping * d
-            curvature = (d.double() * product.double()).sum(1)
-            alpha = torch.where(active, rs / curvature, 0.0).to(x.dtype)[:, None]
-            x += alpha * d
-            r -= alpha * product
-            new = r.double().square().sum(1)
-            d = r + torch.where(active, new / rs, 0.0).to(x.dtype)[:, None] * d
-            rs = new
-            unread.append((active, curvature, rs))
-            if len(unread) < every and len(history) + len(unread) < limit:
-                continue
-            for residual, going, finite, least in _look(unread, norm, goal):
-                if not finite:
-                    raise SolverDivergence("cg: H @ v is not finite; check the model and its loss")
-                if least <= 0:
-                    check_definite(spectrum(H, b), damping)
-                    raise SolverDivergence(
-                        f"cg: a direction of curvature {least:.2e} turned up with damping "
-                        f"{damping:.3g}; use damping > 0 or 'auto'"
-                    )
-                history.append(residual)
-                bar.update()
-                done = not going or len(history) == limit
-                if done:
-                    break
-            unread = []
-    return x, history
-
-
-def _look(
-    steps: list[tuple[Tensor, Tensor, Tensor]], norm: Tensor, goal: Tensor
-) -> list[list[float]]:
-    """Of some steps, in one transfer: what they came to and whether they went well.
-
-    The largest relative residual, whether any right-hand side is active still, whether all
-    curvatures were finite, the least curvature of an active one.
-    """
-    active, curvature, rs = (torch.stack(parts) for parts in zip(*steps, strict=True))
-    residual = (rs.sqrt() / norm.clamp(min=1e-300)).amax(1)
-    going = (rs.sqrt() > goal).any(1)
-    finite = curvature.isfinite().all(1)
-    least = curvature.masked_fill(~active, torch.inf).amin(1)
-    return torch.stack([residual, going.double(), finite.double(), least], 1).tolist()
 
 
 def exact(H: Any, b: Tensor, *, damping: float | str = 0.0, tol: float = 1e-5) -> SolveResult:

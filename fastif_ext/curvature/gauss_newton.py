@@ -99,6 +99,9 @@ class GaussNewton(CurvatureOperator):
         probs = outputs.detach().softmax(1) if softmax else None
         return _Prepared(inputs, targets, weights.to(outputs.dtype), outputs, probs)
 
+    def _is_softmax(self) -> bool:
+        return self._softmax
+
     def _multiply(self, prepared: _Prepared, directions: list[Tensor]) -> list[Tensor]:
         z = self._outputs_along(prepared.inputs, directions)
         if prepared.probs is not None:

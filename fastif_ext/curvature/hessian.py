@@ -107,3 +107,8 @@ class Hessian(CurvatureOperator):
         if self._layered is None:
             return batched_vjp(prepared, self._leaves, directions)
         return self._layered.multiply(prepared, directions)
+
+    def _example_gradients(self, inputs: Any, directions: Tensor) -> list[Tensor]:
+        if self._layered is None:
+            return super()._example_gradients(inputs, directions)
+        return self._layered.example_gradients(inputs, directions)

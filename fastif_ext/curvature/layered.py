@@ -14,7 +14,7 @@ that of the rows, [n, R, ...], so that each term is one large product for all of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -73,11 +73,34 @@ class LayeredHessian:
     def prepare(self, chunk: Chunk) -> Prepared | None:
         """What products with a chunk's rows need; None where a layer's input is of another kind."""
         x, targets, weights = chunk
-        if not isinstance(x, Tensor) or x.dtype != self._total.dtype:
+        if not isinstance(x, Tensor) or x.dtype != self._total.dtype or targets.dim() > 2:
             return None
         n = batch_rows(x)
         if weights is None:
             weights = x.new_full((n,), 1 / self._total.rows)
+        kept = self._keep(
+            x, lambda z: (per_example(self._total.loss_fn, z, targets) * weights).sum()
+        )
+        if kept is None:
+            return None
+        layers, outputs = kept
+        return Prepared(layers, outputs.softmax(1), weights)
+
+    def example_gradients(self, x: Tensor, directions: Tensor) -> list[Tensor]:
+        """Each example's gradient of its outputs along its direction, [r, *shape] per leaf."""
+        kept = self._keep(x, lambda z: (z * directions).sum())
+        assert kept is not None
+        result: dict[int, Tensor] = {}
+        for layer, of_layer in zip(self._layers, kept[0], strict=True):
+            for k, gradient in layer.example_gradients(of_layer).items():
+                i = layer.places[k]
+                result[i] = result[i] + gradient if i in result else gradient
+        return [result[i] for i in range(len(result))]
+
+    def _keep(
+        self, x: Tensor, value: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Kept], Tensor] | None:
+        """What is kept of each layer for the gradient of a value of the outputs, and these."""
         with differentiable(self._total.model), torch.no_grad():
             for layer in self._below:
                 x = layer.run(x)
@@ -89,15 +112,14 @@ class LayeredHessian:
                     inputs.append(x.detach())
                     x = layer.run(x)
                     outputs.append(x)
-                if x.dim() != 2 or targets.dim() not in (1, 2):
+                if x.dim() != 2:
                     return None
-                loss = (per_example(self._total.loss_fn, x, targets) * weights).sum()
-                deltas = torch.autograd.grad(loss, outputs)
+                deltas = torch.autograd.grad(value(x), outputs)
             kept = [
                 layer.keep(a, delta)
                 for layer, a, delta in zip(self._layers, inputs, deltas, strict=True)
             ]
-            return Prepared(kept, x.detach().softmax(1), weights)
+            return kept, x.detach()
 
     def multiply(self, prepared: Prepared, directions: list[Tensor]) -> list[Tensor]:
         """The chunk's part of the products with R directions, both [R, *shape] per leaf."""

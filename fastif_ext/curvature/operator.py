@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastif_ext.curvature.factor import output_directions, rows_worth_taking
 from fastif_ext.data import BATCH, Data, batch_rows, cut, tensors_of
 from fastif_ext.device import full_precision, kept_rng, memory_for
-from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss
+from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss, differentiable, is_cross_entropy
 from fastif_ext.parameters import Params
+from fastif_ext.preconditioner import LowRankPreconditioner
 
 FEW = 4  # rows on which a product is made twice, to see that it comes out the same
 
@@ -83,6 +85,70 @@ class CurvatureOperator(ABC):
         self._check(v)
         tensors = self._tensors(v)
         return tensors if self.selection.mask is None else [self.selection.join(tensors)]
+
+    def preconditioner(self, damping: float, right_hand_sides: int) -> LowRankPreconditioner | None:
+        """What makes conjugate gradients take fewer products, from the Gauss-Newton part.
+
+        None where the loss is no cross-entropy on logits [b, Y], or where it would not pay: a small
+        problem, or one of so many rows that few of them do not stand for all.
+
+        Args:
+            damping: of the system, positive.
+            right_hand_sides: how many are solved for at a time.
+        """
+        count = rows_worth_taking(self.rows, self.dim, right_hand_sides)
+        if count == 0 or not self._is_softmax():
+            return None
+        with memory_for(f"{count} rows of {self.dim} parameters", "pass preconditioner=None to cg"):
+            rows = self._factor(count)
+            if rows is None or damping < self._least_damping(rows):
+                return None
+            return LowRankPreconditioner(rows, damping)
+
+    @staticmethod
+    def _least_damping(rows: Tensor) -> float:
+        """Below this the preconditioner is rounding error where A^T A has large eigenvalues."""
+        size = torch.linalg.vector_norm(rows, dtype=torch.float64).square()
+        return 1e3 * torch.finfo(rows.dtype).eps * float(size)
+
+    def _is_softmax(self) -> bool:
+        """Whether the Gauss-Newton part is that of softmax cross-entropy."""
+        return is_cross_entropy(self._loss.loss_fn)
+
+    def _factor(self, count: int) -> Tensor | None:
+        """Rows [count, p] of the Gauss-Newton part's factor; see factor.py."""
+        logits, shares = [], []
+        for inputs, _, weights in self._loss.chunks(self._chunk):
+            with differentiable(self._loss.model), torch.no_grad():
+                outputs = self._loss.outputs(inputs)
+            if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+                return None
+            logits.append(outputs)
+            mean = outputs.new_full((len(outputs),), 1 / self.rows)
+            shares.append(mean if weights is None else weights.to(outputs.dtype))
+        chosen = output_directions(torch.cat(logits).softmax(1), torch.cat(shares), count)
+        if chosen is None:
+            return None
+        parts, row = [], 0
+        for inputs, _, _ in self._loss.chunks(self._chunk):
+            n = batch_rows(inputs)
+            here = ((chosen.rows >= row) & (chosen.rows < row + n)).nonzero()[:, 0]
+            if len(here):
+                some = cut(inputs, chosen.rows[here] - row)
+                gradients = self._example_gradients(some, chosen.directions[here])
+                parts.append(self.selection.join(gradients))
+            row += n
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _example_gradients(self, inputs: Any, directions: Tensor) -> list[Tensor]:
+        """Each example's gradient of its outputs along its direction, [r, *shape] per leaf."""
+        found = []
+        for i in range(len(directions)):
+            one = slice(i, i + 1)
+            with differentiable(self._loss.model), torch.enable_grad():
+                value = (self._loss.outputs(cut(inputs, one)) * directions[one]).sum()
+                found.append(torch.autograd.grad(value, self._leaves, materialize_grads=True))
+        return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
     def unflatten(self, v: Tensor) -> dict[str, Tensor]:
         """[p] or [R, p] to a tensor per parameter, zero where a mask leaves entries out."""

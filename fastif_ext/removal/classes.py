@@ -90,6 +90,8 @@ def remove_class(
             fastif_ext.distributed.SharedPasses; then all return the same report.
         progress: show progress bars.
         **solve: passed on to fastif_ext.influence: params, variant, curvature, solver, damping ...
+            The solver is by default "cg", of protocol="paper" "lissa": both come to the same
+            solution, cg with fewer products.
 
     Returns:
         RemovalReport, with the new model as ``.model``.
@@ -126,6 +128,7 @@ def remove_class(
     ):
         if value is not None and value < 1:
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
+    solve.setdefault("solver", "cg" if protocol == "default" else "lissa")
     inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, passes
     report_on = train if test is None else test
     shared = passes.together(

@@ -46,7 +46,7 @@ def remove_rows(
     loss_fn: Loss = cross_entropy,
     params: Params = None,
     curvature: str = "hessian",
-    solver: str = "lissa",
+    solver: str = "cg",
     damping: float | str = "auto",
     tol: float = 1e-3,
     max_iter: int | None = None,
@@ -73,7 +73,7 @@ def remove_rows(
         loss_fn: loss_fn(outputs, labels) -> mean loss, the one the model was trained with.
         params: the parameters that may move; see Hessian.
         curvature: "hessian", "gauss-newton" or "linear-softmax"; see influence.
-        solver: "lissa", "cg" or "exact".
+        solver: "cg", "lissa" or "exact".
         damping: a number, best the weight decay of training, or "auto" (see lissa), taken at the
             first step for all.
         tol: relative residual of each solve.
@@ -138,7 +138,7 @@ def correct_labels(
     loss_fn: Loss = cross_entropy,
     params: Params = None,
     curvature: str = "hessian",
-    solver: str = "lissa",
+    solver: str = "cg",
     damping: float | str = "auto",
     tol: float = 1e-3,
     max_iter: int | None = None,
@@ -164,7 +164,7 @@ def correct_labels(
         loss_fn: loss_fn(outputs, labels) -> mean loss.
         params: the parameters that may move.
         curvature: "hessian", "gauss-newton" or "linear-softmax".
-        solver: "lissa", "cg" or "exact".
+        solver: "cg", "lissa" or "exact".
         damping: a number or "auto".
         tol: relative residual of each solve.
         max_iter: most iterations of a solve.
