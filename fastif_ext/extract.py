@@ -64,6 +64,7 @@ def extract(
     Raises:
         ValueError: a shuffling loader, an empty one, an unknown layer, logits of another shape, a
             store of another model, layer or data, or a folder with other files.
+        TypeError: a dataset in place of a loader.
 
     Example:
         >>> import torch, fastif_ext as fi

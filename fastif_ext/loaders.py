@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
@@ -101,12 +102,18 @@ def rows_before(loader: DataLoader[Any], batch: int) -> int:
     return sum(_length(index, loader) for index in islice(indices, batch))
 
 
-def refuse_shuffling(loader: DataLoader[Any]) -> None:
-    """Require that rows come in the order of the dataset.
+def check_loader(loader: DataLoader[Any]) -> None:
+    """Require batches, and that their rows come in the order of the dataset.
 
     Raises:
+        TypeError: it is a dataset, whose examples would be taken for batches.
         ValueError: the loader draws its rows, or gives its batches as they get ready.
     """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"loader is a dataset, a {type(loader).__name__}, whose examples would be taken for "
+            f"batches; pass DataLoader(dataset, batch_size=512)"
+        )
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
         raise ValueError(

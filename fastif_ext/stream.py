@@ -20,7 +20,7 @@ from fastif_ext.data import (
     to_device,
 )
 from fastif_ext.device import memory_for
-from fastif_ext.loaders import batch_count, batch_range, refuse_shuffling, start
+from fastif_ext.loaders import batch_count, batch_range, check_loader, start
 
 Layer = str | Callable[[Any], Tensor] | None
 IGNORED = -100  # the label of a token that has none, as in torch's cross_entropy
@@ -67,7 +67,7 @@ def stream(
     Raises:
         ValueError: as extract does.
     """
-    refuse_shuffling(loader)
+    check_loader(loader)
     if model is None:
         yield from _labels(loader, first_batch, stop_batch, first_row, progress)
         return

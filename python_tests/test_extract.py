@@ -105,6 +105,8 @@ def test_batches_without_labels(model: nn.Module, data: TensorDataset) -> None:
 def test_bad_input(model: nn.Module, data: TensorDataset) -> None:
     with pytest.raises(ValueError, match="RandomSampler.*shuffle=False"):
         fi.extract(model, DataLoader(data, shuffle=True), progress=False)
+    with pytest.raises(TypeError, match=r"a TensorDataset.*pass DataLoader\(dataset"):
+        fi.extract(model, data, progress=False)
     with pytest.raises(ValueError, match=r"no submodule 'head'; it has: 0, 1, 2, 3, 4"):
         run(model, data, layer="head")
     with pytest.raises(ValueError, match=r"the model has none; name a submodule"):

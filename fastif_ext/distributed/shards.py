@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fastif_ext.data import cut
-from fastif_ext.loaders import refuse_shuffling, rows_before
+from fastif_ext.loaders import check_loader, rows_before
 
 
 def shard(n: int, rank: int, size: int, *, multiple: int = 1) -> range:
@@ -75,7 +75,7 @@ def loader_part(loader: DataLoader[Any], rank: int, size: int) -> LoaderPart:
     Raises:
         ValueError, TypeError: a loader that shuffles, or cannot tell its rows.
     """
-    refuse_shuffling(loader)
+    check_loader(loader)
     total = len(loader)
     batches = shard(total, rank, size)
     first, stop, n = (rows_before(loader, i) for i in (batches.start, batches.stop, total))
