@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
-from fastif_ext import directional, layerwise
+from fastif_ext import directional, products
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.training import train_lbfgs
@@ -169,7 +169,7 @@ class TestDirectionalDerivatives:
         assert layers is not None
         directions = total.selection.split(torch.randn(9, total.selection.dim, dtype=DOUBLE))
         want = layers.derivatives(x, y, directions)
-        monkeypatch.setattr(layerwise, "MOST", 500)
+        monkeypatch.setattr(products, "BLOCK", 500)
         torch.testing.assert_close(layers.derivatives(x, y, directions), want)
 
     def test_sequences_through_linear_layers(self) -> None:
