@@ -52,7 +52,8 @@ def weight_product(
 
 def bias_product(module: nn.Module, delta: Tensor, bias: Tensor) -> Tensor:
     """[R, n] for bias [R, out]."""
-    return bias @ _places(module, delta).sum(1).T
+    flat = _places(module, delta)
+    return bias @ (flat.sum(1) if flat.shape[1] > 1 else flat[:, 0]).T
 
 
 def _places(module: nn.Module, delta: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def influence_scores(
     examples = WeightedLoss(model, loss_fn, train, params=job.params)
     derivatives = DirectionalDerivatives(examples)
     if train_chunk is None:
-        train_chunk = derivatives.rows(min(test_chunk, tests.rows))
+        train_chunk = derivatives.rows()
     scores = torch.empty(tests.rows, examples.rows, dtype=examples.dtype, device=examples.device)
     row = 0
     passes = _passes(tests, test_chunk) * _passes(examples, train_chunk)
