@@ -60,7 +60,7 @@ def scores(network: str, n: int, count: int, device: str) -> Job:
         return v @ torch.cat([t.flatten(1) for t in g.values()], 1).T
 
     ours = DirectionalDerivatives(total)
-    size = ours.rows(count)
+    size = ours.rows()
 
     def fastif() -> Tensor:
         pairs = zip(x.split(size), y.split(size), strict=True)

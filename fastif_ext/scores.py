@@ -76,8 +76,8 @@ def influence_scores(
         tol: relative residual of each system.
         max_iter: most iterations of a solve.
         test_chunk: right-hand sides solved together; memory grows with test_chunk x p.
-        train_chunk: training examples in one pass; by default as many as keep what lies between
-            the layers in a cache, 256 to 8,192.
+        train_chunk: training examples in one pass; by default as many as keep what the layers give
+            out below 4 million numbers, 256 to 8,192.
         cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
         progress: show a progress bar.
 
@@ -104,7 +104,7 @@ def influence_scores(
     examples = WeightedLoss(model, loss_fn, train, params=job.params)
     derivatives = DirectionalDerivatives(examples)
     if train_chunk is None:
-        train_chunk = derivatives.rows(min(test_chunk, tests.rows))
+        train_chunk = derivatives.rows()
     scores = torch.empty(tests.rows, examples.rows, dtype=examples.dtype, device=examples.device)
     row = 0
     passes = _passes(tests, test_chunk) * _passes(examples, train_chunk)

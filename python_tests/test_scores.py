@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
-from fastif_ext import directional, layerwise
+from fastif_ext import directional, products
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.training import train_lbfgs
@@ -94,6 +94,13 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
         loss, y = F.mse_loss, torch.randn(n, 2, dtype=DOUBLE)
     elif name.startswith("conv"):
         model, x = Conv(affine=name != "conv"), torch.randn(n, 1, 6, 6, dtype=DOUBLE)
+    elif name == "chain":
+        again = nn.Conv2d(2, 2, 3, padding=1)
+        below, above = nn.Conv2d(1, 2, 3, stride=2, padding=2, dilation=2), nn.Linear(18, 3)
+        model = nn.Sequential(
+            below, nn.ReLU(inplace=True), again, nn.Tanh(), again, nn.Flatten(), above
+        )
+        loss, x = nn.CrossEntropyLoss(label_smoothing=0.1), torch.randn(n, 1, 6, 6, dtype=DOUBLE)
     elif name == "tied":
         model = Tied()
     elif name == "loose":
@@ -124,7 +131,7 @@ def split(x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Te
 
 
 class TestDirectionalDerivatives:
-    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("name", [*CASES, "chain"])
     @pytest.mark.parametrize("count", [1, 9])
     def test_every_way_gives_the_gradients_products(self, name: str, count: int) -> None:
         model, loss, x, y = case(name)
@@ -149,18 +156,19 @@ class TestDirectionalDerivatives:
 
     @pytest.mark.parametrize("name", CASES)
     def test_rows_of_a_pass(self, name: str) -> None:
-        """More rows for a small network and for few directions, within limits."""
+        """More rows for a small network, within limits."""
         model, loss, x, y = case(name)
         chosen = directional.DirectionalDerivatives(WeightedLoss(model, loss, (x, y)))
-        rows = [chosen.rows(count) for count in (1, 8, 10**6)]
         if name in ("conv-affine", "tokens", "loose"):
-            assert rows == [512, 512, 512]
+            assert chosen.rows() == 512
             return
-        assert 8192 >= rows[0] >= rows[1] >= rows[2] == 256
+        assert chosen.rows() == 8192
+        assert chosen.layers is not None
         if name == "mlp":  # 3 outputs after a hidden layer
             width = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear))
-            assert chosen.layers is not None
             assert chosen.layers.numbers_per_row == width
+        chosen.layers.numbers_per_row = 10**6
+        assert chosen.rows() == 256
 
     def test_gradients_a_few_rows_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, loss, x, y = case("conv")
@@ -169,7 +177,7 @@ class TestDirectionalDerivatives:
         assert layers is not None
         directions = total.selection.split(torch.randn(9, total.selection.dim, dtype=DOUBLE))
         want = layers.derivatives(x, y, directions)
-        monkeypatch.setattr(layerwise, "MOST", 500)
+        monkeypatch.setattr(products, "BLOCK", 500)
         torch.testing.assert_close(layers.derivatives(x, y, directions), want)
 
     def test_sequences_through_linear_layers(self) -> None:

@@ -14,14 +14,15 @@ that of the rows, [n, R, ...], so that each term is one large product for all of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastif_ext import ops
-from fastif_ext.curvature.layers import KINDS, Job, Kept, Layer
+from fastif_ext.curvature.chain import chain_of
+from fastif_ext.curvature.layers import Job, Kept, Layer
 from fastif_ext.data import batch_rows
 from fastif_ext.objective import Chunk, WeightedLoss, differentiable, is_cross_entropy, per_example
 
@@ -52,23 +53,8 @@ class LayeredHessian:
     @classmethod
     def of(cls, total: WeightedLoss) -> LayeredHessian | None:
         """The chain, or None where model or loss is of another kind."""
-        if not is_cross_entropy(total.loss_fn) or total.dtype not in (torch.float32, torch.float64):
-            return None
-        values = total.values()
-        names = {id(p): name for name, p in total.model.named_parameters()}
-        number = {name: i for i, name in enumerate(total.leaves)}
-        layers: list[Layer] = []
-        for module in _chain(total.model):
-            kind = KINDS.get(type(module))
-            if kind is None or not kind.takes(module) or _has_hooks(module):
-                return None
-            own = {k: names[id(p)] for k, p in module.named_parameters(recurse=False)}
-            if not kind.parameters.issuperset(own):
-                return None
-            places = {k: number[name] for k, name in own.items() if name in number}
-            layers.append(kind(module, {k: values[name] for k, name in own.items()}, places))
-        covered = {i for layer in layers for i in layer.places.values()}
-        return cls(total, layers) if len(covered) == len(number) else None
+        layers = chain_of(total) if is_cross_entropy(total.loss_fn) else None
+        return None if layers is None else cls(total, layers)
 
     def prepare(self, chunk: Chunk) -> Prepared | None:
         """What products with a chunk's rows need; None where a layer's input is of another kind."""
@@ -162,25 +148,3 @@ class LayeredHessian:
             return n
         widest = max(t[0].numel() for kept in prepared.layers for t in kept if t is not None)
         return max(1, BLOCK // (count * widest))
-
-
-def _chain(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of nested nn.Sequential modules."""
-    if type(module) is nn.Sequential and not _has_hooks(module):
-        for child in module:
-            yield from _chain(child)
-    else:
-        yield module
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call does more than the forward method of the module's class."""
-    return "forward" in vars(module) or any(
-        getattr(module, name)
-        for name in (
-            "_forward_pre_hooks",
-            "_forward_hooks",
-            "_backward_hooks",
-            "_backward_pre_hooks",
-        )
-    )
