@@ -71,6 +71,7 @@ class WeightedLoss:
             for name, t in [*model.named_parameters(), *model.named_buffers()]
             if name not in self.leaves
         }
+        self._places = _places(model)
         limit = chunk_size or BATCH
         holding = memory_for(
             f"the rows of data, all of which are held on {self.device}",
@@ -107,11 +108,13 @@ class WeightedLoss:
         """The model's outputs, the leaves at other `values` where these are given."""
         named = isinstance(inputs, Mapping)
         leaves = self.leaves if values is None else dict(zip(self.leaves, values, strict=True))
+        tensors = {**self._others, **leaves}
         return functional_call(
             self.model,
-            {**self._others, **leaves},
+            {place: tensors[name] for place, name in self._places.items()},
             args=() if named else (inputs,),
             kwargs=dict(inputs) if named else None,
+            tie_weights=False,
         )
 
     def loss(self, inputs: Any, targets: Tensor, weights: Tensor | None) -> Tensor:
@@ -208,6 +211,23 @@ class WeightedLoss:
                 f"{float(whole):.6g}, and by halves {float(parts[0] + parts[1]):.6g}. Use "
                 f"reduction='mean'; for a class-weighted loss, average reduction='none' yourself"
             )
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Every place of a parameter or buffer in a module, each module once, and the tensor's name.
+
+    functional_call finds shared tensors itself, but where one module has two names it does not put
+    back what was there.
+    """
+    named = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    return {
+        f"{prefix}.{own}" if prefix else own: named[id(t)]
+        for prefix, module in model.named_modules()
+        for own, t in [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+    }
 
 
 @contextmanager

@@ -335,6 +335,25 @@ class TestState:
         assert model.training
         assert not model[1].training
 
+    @pytest.mark.parametrize("kind", ["hessian", "gauss-newton", "gradient"])
+    def test_a_module_held_twice(self, kind: str) -> None:
+        twice = nn.Linear(3, 3)
+        model = nn.Sequential(twice, nn.Tanh(), twice, nn.BatchNorm1d(3), nn.Linear(3, 3)).double()
+        before = dict(model.named_parameters(remove_duplicate=False))
+        x, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3
+        if kind == "gradient":
+            fi.mean_gradient(model, F.cross_entropy, (x, y))
+        else:
+            H: Any = (
+                fi.Hessian(model, F.cross_entropy, (x, y), params=["0.*"])
+                if kind == "hessian"
+                else fi.GaussNewton(model, (x, y), params=["0.*"])
+            )
+            H @ torch.ones(2, H.dim, dtype=torch.float64)
+        after = dict(model.named_parameters(remove_duplicate=False))
+        assert after.keys() == before.keys()
+        assert all(after[name] is p for name, p in before.items())
+
     def test_a_buffer_written_in_forward_is_left_alone(self) -> None:
         class Counter(nn.Linear):
             def __init__(self) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastif_ext as fi
 from fastif_ext import directional, products
+from fastif_ext.directional import DirectionalDerivatives
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.training import train_lbfgs
@@ -111,7 +112,7 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
     return model.double().train(), loss, x, y
 
 
-CASES = ["softmax", "mlp", "regression", "conv", "conv-affine", "tied", "loose", "tokens"]
+CASES = ["softmax", "mlp", "regression", "conv", "conv-affine", "chain", "tied", "loose", "tokens"]
 
 
 def gradients(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def split(x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Te
 
 
 class TestDirectionalDerivatives:
-    @pytest.mark.parametrize("name", [*CASES, "chain"])
+    @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("count", [1, 9])
     def test_every_way_gives_the_gradients_products(self, name: str, count: int) -> None:
         model, loss, x, y = case(name)
@@ -353,6 +354,25 @@ def test_nothing_is_changed() -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("name", ["softmax", "conv"])
+def test_labels_that_are_ignored_and_labels_that_are_wrong(name: str) -> None:
+    model, loss, x, y = case(name)
+    total = WeightedLoss(model, loss, (x, y))
+    derivatives = DirectionalDerivatives(total)
+    directions = total.selection.split(torch.ones(1, total.selection.dim, dtype=DOUBLE))
+    plain, y = derivatives(x, y, directions), y.clone()
+    y[4] = -100
+    got = derivatives(x, y, directions)
+    assert not got[0, 4].any()
+    y[4] = 0
+    assert derivatives(x, y, directions)[0, 4] != 0
+    torch.testing.assert_close(got[:, :4], plain[:, :4])
+    for label in (-1, 3):
+        y[4] = label
+        with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+            derivatives(x, y, directions)
 
 
 def test_bad_input() -> None:
