@@ -135,8 +135,8 @@ def job(t: Trained) -> Job:
     assert found.scale is not None
     damping, scale = found.damping, float(found.scale)
     calls: dict[str, Callable[[], Any]] = {
-        "fastif_ext": lambda: removal(t, "lissa"),
-        "fastif_ext, CG": lambda: removal(t, "cg"),
+        "fastif_ext": lambda: removal(t, "cg"),
+        "fastif_ext, LiSSA": lambda: removal(t, "lissa"),
         "retraining": lambda: retraining(t),
         "predecessor's, plain PyTorch": lambda: predecessor(t, damping, scale),
     }
@@ -145,7 +145,7 @@ def job(t: Trained) -> Job:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", ["fastif_ext", "fastif_ext, CG", "retraining", "predecessor's, plain PyTorch"]
+    "name", ["fastif_ext", "fastif_ext, LiSSA", "retraining", "predecessor's, plain PyTorch"]
 )
 def test_removal(name, trained, compare) -> None:
     compare(name, f"class removal, Fashion-MNIST CNN m={ROWS}", lambda: job(trained()))

@@ -26,9 +26,7 @@ from fastif_ext.spectrum import (
     spectrum,
 )
 
-GOAL = (
-    0.9  # of tol: the recursion's residual drifts from the true one, which is looked at in the end
-)
+GOAL = 0.9  # of tol, for the recursion's residual, which drifts from the true one
 
 
 def cg(
@@ -52,7 +50,7 @@ def cg(
 
     On a subset of up to some thousand rows a few rows of the Gauss-Newton matrix's factor, each of
     which takes one backward pass through one example, make a preconditioner: 5 products in place of
-    7 for 8 test gradients of a CNN on 100 rows of Fashion-MNIST, 5 in place of 13 for one (the
+    8 for 8 test gradients of a CNN on 100 rows of Fashion-MNIST, 8 in place of 15 for one (the
     system of bench/bench_lissa.py).
 
     Args:
