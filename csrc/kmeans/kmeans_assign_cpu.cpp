@@ -9,16 +9,16 @@
 #include "common/clones.h"
 #include "kmeans/assign_tile.h"
 #include "kmeans/row_block.h"
+#include "kmeans/row_distances.h"
 
 namespace fastif {
 namespace {
 
 using namespace assign;
 
-constexpr int64_t kTaskRows = 192;          // a multiple of every level's tile rows
-constexpr int64_t kTaskValues = 96 * 1024;  // packed values of a task, to stay in L2
+constexpr int64_t kTaskRows = 192;  // blocks of one task share their scratch memory
 
-// The centroids as score_rows reads them, and what bounds a score's error.
+// The centroids as score_block reads them, and what bounds a score's error.
 template <class A>
 struct Packed {
   std::vector<A> mean;       // [dim] of the finite centroids
@@ -125,38 +125,47 @@ struct Rows {
   const A* centroids;
   const Packed<A>* packed;
   ErrorBound bound;
-  Prefetch upcoming;  // the rows of the next task
+  Prefetch upcoming;  // the rows of the next block
   int64_t* labels;
   A* sqdist;
 };
 
-// One task: up to kTaskRows rows. `panels` holds them packed.
+// The labels and distances of a block of rows.
 template <class L>
-FASTIF_INLINE void assign_rows(const Rows<typename L::A>& rows, typename L::A* panels) {
+FASTIF_INLINE void assign_rows(const Rows<typename L::A>& rows, typename L::A* totals) {
   using A = typename L::A;
-  static_assert(kTaskRows % L::kRows == 0 && L::kRows % 4 == 0);
-  alignas(64) A norms[kTaskRows], best[kTaskRows], second[kTaskRows];
-  alignas(64) typename L::Index index[kTaskRows];
   const Packed<A>& packed = *rows.packed;
-  const int64_t dim = rows.dim, padded = ceil_div(rows.count, L::kRows) * L::kRows;
-  pack_rows<A>(rows.x, rows.count, padded, dim, packed.mean.data(), panels, norms);
-  score_rows<L>(panels, padded, dim, packed.groups.get(), packed.seeds.data(), rows.clusters,
-                Scores<A>{best, second, index}, rows.upcoming);
+  const int64_t dim = rows.dim;
+  Scores<L> scores;
+  score_block<L>(rows.x, rows.count, dim, packed.mean.data(), packed.groups.get(),
+                 packed.seeds.data(), rows.clusters, totals, rows.upcoming, scores);
   for (int64_t i = 0; i < rows.count; ++i) {
     const A* x = rows.x + i * dim;
-    int64_t label = index[i];
+    int64_t label = scores.index[i];
     // A norm carries a relative error of its own, at most dim * epsilon / 2.
     const double norm =
-        std::sqrt(double(norms[i])) * (1 + double(dim) * std::numeric_limits<A>::epsilon());
+        std::sqrt(double(scores.norms[i])) * (1 + double(dim) * std::numeric_limits<A>::epsilon());
     const double error = rows.bound.slope * norm + rows.bound.offset;
-    if (!(double(best[i]) - double(second[i]) > 2 * error)) {  // also where anything is NaN or inf
+    const double margin = double(scores.best[i]) - double(scores.second[i]);
+    if (!(margin > 2 * error)) {  // also where anything is NaN or inf
       const bool finite = std::all_of(x, x + dim, [](A value) { return std::isfinite(value); });
       label =
           finite ? settle(x, rows.centroids, dim, rows.clusters, packed.finite.data(), label) : -1;
     }
     rows.labels[i] = label;
-    rows.sqdist[i] = label < 0 ? std::numeric_limits<A>::quiet_NaN()
-                               : squared_distance<L>(x, rows.centroids + label * dim, dim);
+  }
+  for (int64_t i = 0; i < rows.count; i += 4) {
+    const A *x[4], *c[4];
+    A found[4];
+    for (int64_t r = 0; r < 4; ++r) {  // the last row again where there are no four
+      const int64_t row = std::min(i + r, rows.count - 1);
+      x[r] = rows.x + row * dim;
+      c[r] = rows.centroids + std::max<int64_t>(rows.labels[row], 0) * dim;
+    }
+    paired_distances<L::kBytes>(x, c, dim, found);
+    for (int64_t row = i; row < std::min(i + 4, rows.count); ++row)
+      rows.sqdist[row] =
+          rows.labels[row] < 0 ? std::numeric_limits<A>::quiet_NaN() : found[row - i];
   }
 }
 
@@ -174,16 +183,16 @@ using LevelBase = Level<A, 16, 2, 6>;
 #endif
 
 template <class A>
-FASTIF_TARGET_V4 void assign_rows_v4(const Rows<A>& rows, A* panels) {
-  assign_rows<LevelV4<A>>(rows, panels);
+FASTIF_TARGET_V4 void assign_rows_v4(const Rows<A>& rows, A* totals) {
+  assign_rows<LevelV4<A>>(rows, totals);
 }
 template <class A>
-FASTIF_TARGET_V3 void assign_rows_v3(const Rows<A>& rows, A* panels) {
-  assign_rows<LevelV3<A>>(rows, panels);
+FASTIF_TARGET_V3 void assign_rows_v3(const Rows<A>& rows, A* totals) {
+  assign_rows<LevelV3<A>>(rows, totals);
 }
 template <class A>
-void assign_rows_base(const Rows<A>& rows, A* panels) {
-  assign_rows<LevelBase<A>>(rows, panels);
+void assign_rows_base(const Rows<A>& rows, A* totals) {
+  assign_rows<LevelBase<A>>(rows, totals);
 }
 
 }  // namespace
@@ -200,18 +209,21 @@ void kmeans_assign_cpu(const KMeansAssign<T>& task, const Pool& pool, SimdLevel 
   const int64_t dim = task.dim;
   const auto packed = pack_centroids(task.centroids, task.clusters, dim, group, pool);
   const ErrorBound bound = error_bound<A>(dim, packed.largest_norm);
-  const int64_t tiles = std::clamp<int64_t>(kTaskValues / (48 * std::max<int64_t>(dim, 1)), 1, 4);
-  const int64_t chunk = 48 * tiles;
-  parallel_tasks(pool, ceil_div(task.rows, chunk), [&](int64_t index) {
-    const int64_t begin = index * chunk, count = std::min(chunk, task.rows - begin);
-    Scratch<A> panels(chunk * dim);
-    const RowBlock<T> block(task.x + begin * dim, count * dim);
-    const int64_t stop = std::min(task.rows, begin + 2 * chunk);
-    const Prefetch upcoming{reinterpret_cast<const char*>(task.x + (begin + count) * dim),
-                            reinterpret_cast<const char*>(task.x + stop * dim)};
-    run(Rows<A>{block.values(), count, dim, task.clusters, task.centroids, &packed, bound, upcoming,
-                task.labels + begin, task.sqdist + begin},
-        panels.get());
+  constexpr int64_t B = kBlockRows<A>;
+  parallel_tasks(pool, ceil_div(task.rows, kTaskRows), [&](int64_t index) {
+    const Scratch<A> totals(totals_size<A>(dim, task.clusters, group));
+    RowBlock<T> block(std::min(B, task.rows) * dim);
+    const int64_t stop = std::min(task.rows, (index + 1) * kTaskRows);
+    for (int64_t begin = index * kTaskRows; begin < stop; begin += B) {
+      const int64_t count = std::min(B, stop - begin);
+      const int64_t ahead = std::min(task.rows, begin + 2 * B);
+      const Prefetch upcoming{reinterpret_cast<const char*>(task.x + (begin + count) * dim),
+                              reinterpret_cast<const char*>(task.x + ahead * dim)};
+      run(Rows<A>{block.values(task.x + begin * dim, count * dim), count, dim, task.clusters,
+                  task.centroids, &packed, bound, upcoming, task.labels + begin,
+                  task.sqdist + begin},
+          totals.get());
+    }
   });
 }
 

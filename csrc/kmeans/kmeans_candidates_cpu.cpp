@@ -5,6 +5,7 @@
 
 #include "common/simd.h"
 #include "kmeans/row_block.h"
+#include "kmeans/row_distances.h"
 
 namespace fastif {
 namespace {
@@ -19,33 +20,6 @@ struct Rows {
   int64_t candidates;
   A* distance;
 };
-
-// The sums over lanes of four vectors: halved down to four lanes, then transposed and added.
-template <class A, class V>
-FASTIF_INLINE void sum_lanes_of_four(const V* v, A* out) {
-  constexpr int kLanes = int(sizeof(V) / sizeof(A));
-  if constexpr (kLanes < 4) {
-    for (int i = 0; i < 4; ++i) out[i] = v[i][0] + v[i][1];
-  } else {
-    using Q = typename VectorOf<A, 4 * sizeof(A)>::type;
-    A lanes[kLanes];
-    Q q[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      std::memcpy(lanes, &v[i], sizeof(V));
-      q[i] = load_as<Q>(lanes);
-#pragma GCC unroll 4
-      for (int part = 4; part < kLanes; part += 4) q[i] += load_as<Q>(lanes + part);
-    }
-    const Q a = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5) +
-                __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7);
-    const Q b = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5) +
-                __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
-    const Q sum =
-        __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    std::memcpy(out, &sum, sizeof(Q));
-  }
-}
 
 // Squared distances of four rows to kCount candidates at once: each vector that is loaded is used
 // several times. Row i is at x[i].
@@ -154,8 +128,9 @@ void kmeans_candidates_cpu(const KMeansCandidates<T>& task, const Pool& pool, Si
   std::vector<double> sums(chunks * L, 0.0);
   parallel_tasks(pool, chunks, [&](int64_t index) {
     const int64_t begin = index * kTaskRows, count = std::min(kTaskRows, task.rows - begin);
-    const RowBlock<T> block(task.x + begin * task.dim, count * task.dim);
-    run(Rows<A>{block.values(), count, task.dim, task.rows, task.candidate, L, task.least + begin});
+    RowBlock<T> block(count * task.dim);
+    const A* x = block.values(task.x + begin * task.dim, count * task.dim);
+    run(Rows<A>{x, count, task.dim, task.rows, task.candidate, L, task.least + begin});
     for (int64_t l = 0; l < L; ++l) {
       sums[index * L + l] =
           take_least(task.sqdist + begin, task.weight ? task.weight + begin : nullptr, count,

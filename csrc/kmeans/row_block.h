@@ -24,19 +24,19 @@ class RowBlock {
   static constexpr bool kCopy = !std::is_same_v<T, A>;
 
  public:
-  RowBlock(const T* rows, int64_t count) : rows_(rows), copy_(kCopy ? count : 0) {
-    if constexpr (kCopy) widen(rows, count, copy_.get());
-  }
-  const A* values() const {
+  // capacity: the most values that will be asked for at once.
+  explicit RowBlock(int64_t capacity) : copy_(kCopy ? capacity : 0) {}
+  // Valid until the next call.
+  const A* values(const T* rows, int64_t count) {
     if constexpr (kCopy) {
+      widen(rows, count, copy_.get());
       return copy_.get();
     } else {
-      return rows_;
+      return rows;
     }
   }
 
  private:
-  const T* rows_;
   Scratch<A> copy_;
 };
 

@@ -89,5 +89,7 @@ int main() {
       check<BFloat16>(205, 35, K, spoiled, 1e-5);
     }
   }
+  for (int64_t d : {60, 128, 129, 300}) check<float>(50, d, 1100, true, 1e-5);
+  check<double>(30, 300, 500, false, 1e-13);
   std::puts("kmeans_assign: ok");
 }
