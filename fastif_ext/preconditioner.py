@@ -17,6 +17,9 @@ class LowRankPreconditioner:
         rows: A, [r, p].
         damping: positive.
 
+    Attributes:
+        trace: of A^T A, which bounds its largest eigenvalue.
+
     Raises:
         ValueError: damping that is not positive.
 
@@ -32,6 +35,7 @@ class LowRankPreconditioner:
         if not damping > 0:
             raise ValueError(f"LowRankPreconditioner: damping must be positive, got {damping}")
         gram = (rows @ rows.T).double()
+        self.trace = float(gram.trace())
         gram.diagonal().add_(damping)
         self._rows, self._inverse = rows, torch.linalg.inv(gram).to(rows.dtype)
         self._damping = damping

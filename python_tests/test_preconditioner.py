@@ -166,6 +166,20 @@ def test_selected_parameters(params: Any) -> None:
 
 
 @pytest.mark.usefixtures("small_counts")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_alone(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factor, "MOST_ROWS", 10**6)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, CLASSES, bias=bias).double(), torch.randn(30, 6, dtype=torch.float64)
+    weights = torch.rand(30, dtype=torch.float64)
+    H = fi.LinearSoftmaxHessian(x, layer(x).detach(), weights=weights, bias=bias)
+    M = H.preconditioner(0.2, 1000)
+    assert M is not None
+    eye = torch.eye(H.dim, dtype=torch.float64)
+    torch.testing.assert_close(M @ (H @ eye + 0.2 * eye), eye, rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("small_counts")
 class TestSolves:
     @pytest.mark.parametrize("R", [1, 3])
     @pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])

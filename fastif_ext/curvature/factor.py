@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastif_ext.preconditioner import LowRankPreconditioner
+
 PIVOTS = 4  # directions of an example that are looked at
 LEAST_SHARE = 0.25  # of the trace of all S_i; rows that stand for less are no use
 LEAST_WORK = 1 << 23  # n p R below which a product takes less time than finding rows
@@ -72,3 +74,16 @@ def rows_worth_taking(examples: int, parameters: int, right_hand_sides: int) -> 
         return 0
     count = min(MOST_ROWS, math.isqrt(18 * examples * right_hand_sides), MEMORY // parameters)
     return count if count >= LEAST_ROWS else 0
+
+
+def preconditioner_of(rows: Tensor | None, damping: float) -> LowRankPreconditioner | None:
+    """That of the rows; None without any, or where it would be rounding error in large directions.
+
+    Args:
+        rows: A, [r, p].
+        damping: positive.
+    """
+    if rows is None:
+        return None
+    M = LowRankPreconditioner(rows, damping)
+    return M if damping >= 1e3 * torch.finfo(rows.dtype).eps * M.trace else None

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastif_ext import ops
+from fastif_ext.curvature.factor import output_directions, preconditioner_of, rows_worth_taking
 from fastif_ext.curvature.operator import check_vector
 from fastif_ext.extract import extract
+from fastif_ext.preconditioner import LowRankPreconditioner
 
 
 class LinearSoftmaxHessian:
@@ -132,6 +134,16 @@ class LinearSoftmaxHessian:
         self.weights = self.weights.to(device)
         self.device = self.features.device  # with its number, as those of vectors have
         return self
+
+    def preconditioner(self, damping: float, right_hand_sides: int) -> LowRankPreconditioner | None:
+        """What makes conjugate gradients take fewer products; see CurvatureOperator."""
+        count = rows_worth_taking(self.rows, self.dim, right_hand_sides)
+        chosen = output_directions(self.probs, self.weights, count) if count else None
+        if chosen is None:
+            return None
+        weight = chosen.directions[:, :, None] * self.features[chosen.rows][:, None, :]
+        parts = [weight.flatten(1), chosen.directions] if self.bias else [weight.flatten(1)]
+        return preconditioner_of(torch.cat(parts, 1), damping)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v of shape [p] or [R, p]."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastif_ext.curvature.factor import output_directions, rows_worth_taking
+from fastif_ext.curvature.factor import output_directions, preconditioner_of, rows_worth_taking
 from fastif_ext.data import BATCH, Data, batch_rows, cut, tensors_of
 from fastif_ext.device import full_precision, kept_rng, memory_for
 from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss, differentiable, is_cross_entropy
@@ -18,6 +18,7 @@ from fastif_ext.parameters import Params
 from fastif_ext.preconditioner import LowRankPreconditioner
 
 FEW = 4  # rows on which a product is made twice, to see that it comes out the same
+FACTOR_ROWS = 32  # gradients of examples that are held besides those that are done
 
 
 class CurvatureOperator(ABC):
@@ -100,16 +101,7 @@ class CurvatureOperator(ABC):
         if count == 0 or not self._is_softmax():
             return None
         with memory_for(f"{count} rows of {self.dim} parameters", "pass preconditioner=None to cg"):
-            rows = self._factor(count)
-            if rows is None or damping < self._least_damping(rows):
-                return None
-            return LowRankPreconditioner(rows, damping)
-
-    @staticmethod
-    def _least_damping(rows: Tensor) -> float:
-        """Below this the preconditioner is rounding error where A^T A has large eigenvalues."""
-        size = torch.linalg.vector_norm(rows, dtype=torch.float64).square()
-        return 1e3 * torch.finfo(rows.dtype).eps * float(size)
+            return preconditioner_of(self._factor(count), damping)
 
     def _is_softmax(self) -> bool:
         """Whether the Gauss-Newton part is that of softmax cross-entropy."""
@@ -129,16 +121,17 @@ class CurvatureOperator(ABC):
         chosen = output_directions(torch.cat(logits).softmax(1), torch.cat(shares), count)
         if chosen is None:
             return None
-        parts, row = [], 0
+        result = torch.empty(len(chosen.rows), self.dim, dtype=self.dtype, device=self.device)
+        row = 0
         for inputs, _, _ in self._loss.chunks(self._chunk):
             n = batch_rows(inputs)
             here = ((chosen.rows >= row) & (chosen.rows < row + n)).nonzero()[:, 0]
-            if len(here):
-                some = cut(inputs, chosen.rows[here] - row)
-                gradients = self._example_gradients(some, chosen.directions[here])
-                parts.append(self.selection.join(gradients))
+            for part in here.split(FACTOR_ROWS):
+                some = cut(inputs, chosen.rows[part] - row)
+                gradients = self._example_gradients(some, chosen.directions[part])
+                result[part] = self.selection.join(gradients)
             row += n
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return result
 
     def _example_gradients(self, inputs: Any, directions: Tensor) -> list[Tensor]:
         """Each example's gradient of its outputs along its direction, [r, *shape] per leaf."""
