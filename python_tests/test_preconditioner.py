@@ -257,6 +257,18 @@ def test_a_preconditioner_of_ones_own() -> None:
         fi.cg(A, b, preconditioner="jacobi")
 
 
+@pytest.mark.usefixtures("small_counts")
+def test_a_model_that_does_not_depend_on_its_parameters() -> None:
+    class Detached(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    _, x, y = case("branching")
+    H = fi.Hessian(Detached().double(), cross_entropy, (x, y))
+    with pytest.raises(ValueError, match="does not depend on the selected parameters"):
+        fi.cg(H, torch.ones(H.dim, dtype=torch.float64), damping=1.0)
+
+
 def test_where_there_is_none() -> None:
     model, x, y = case("layered")
     H = fi.Hessian(model, lambda out, t: mse_loss(out, torch.eye(CLASSES).double()[t]), (x, y))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastif_ext.curvature.layered import LayeredHessian
 from fastif_ext.curvature.operator import FEW, CurvatureOperator, batched_vjp
-from fastif_ext.data import Data
+from fastif_ext.data import Data, batch_rows, tensors_of
 from fastif_ext.device import full_precision
 from fastif_ext.objective import Chunk, Loss
 from fastif_ext.parameters import Params
@@ -97,6 +97,13 @@ class Hessian(CurvatureOperator):
                         self._layered = layered
                         return
         super()._try_product()
+
+    def _graph_bytes_per_row(self) -> float:
+        if self._layered is None:
+            return super()._graph_bytes_per_row()
+        chunk = next(self._loss.chunks(FEW))  # what is kept by hand is so many numbers for each row
+        kept = tensors_of(self._layered.prepare(chunk))
+        return sum(t.nbytes for t in kept) / batch_rows(chunk[0])
 
     def _prepare(self, chunk: Chunk) -> Any:
         if self._layered is None:

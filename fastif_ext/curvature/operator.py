@@ -140,6 +140,8 @@ class CurvatureOperator(ABC):
             one = slice(i, i + 1)
             with differentiable(self._loss.model), torch.enable_grad():
                 value = (self._loss.outputs(cut(inputs, one)) * directions[one]).sum()
+                if not value.requires_grad:  # the first product will say so
+                    return [p.new_zeros(len(directions), *p.shape) for p in self._leaves]
                 found.append(torch.autograd.grad(value, self._leaves, materialize_grads=True))
         return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
