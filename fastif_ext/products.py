@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from fastif_ext.curvature.layers.convolution import patches
+
 BLOCK = 1 << 19  # numbers of an intermediate at a time
 FEW = 2  # up to this many directions are convolved with; beyond, gradients are formed
 
@@ -113,19 +115,19 @@ def _padded(module: nn.Conv2d, a: Tensor) -> tuple[Tensor, Any]:
     """The input and the padding that is still to do, as the module's own convolution has them."""
     if module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return a, module.padding
+    return _surrounded(module, a), 0
+
+
+def _surrounded(module: nn.Conv2d, a: Tensor) -> Tensor:
+    """The input with all of the module's padding."""
+    around: list[int] = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return pad(a, module._reversed_padding_repeated_twice, mode=mode), 0
+    return pad(a, around, mode=mode) if any(around) else a
 
 
 def _patches(module: nn.Conv2d, a: Tensor, scratch: Scratch) -> Tensor:
     """What each place of the output sees, [n, places, h w in]."""
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    around: list[int] = module._reversed_padding_repeated_twice
-    seen = (pad(a, around, mode=mode) if any(around) else a).movedim(1, -1)
-    for axis in (1, 2):
-        reach = module.dilation[axis - 1] * (module.kernel_size[axis - 1] - 1) + 1
-        seen = seen.unfold(axis, reach, module.stride[axis - 1])[..., :: module.dilation[axis - 1]]
-    seen = seen.movedim(3, -1)  # [n, h', w', h, w, in]
-    n, height, width = seen.shape[:3]
-    patches = scratch.take("patches", tuple(seen.shape), a).copy_(seen)
-    return patches.view(n, height * width, -1)
+    images = _surrounded(module, a).movedim(1, -1).unsqueeze(3)
+    seen = patches(images, module.kernel_size, module.stride, module.dilation)
+    held = scratch.take("patches", tuple(seen.shape), a).copy_(seen)
+    return held.view(len(a), seen.shape[1] * seen.shape[2], -1)

@@ -186,9 +186,8 @@ class TestSolves:
     @pytest.mark.parametrize("name", MODELS)
     def test_fewer_products_to_the_same_solution(self, name: str, kind: str, R: int) -> None:
         model, x, y = case(name)
-        train_lbfgs(
-            model, x, y, l2=1e-2, tol=1e-4
-        )  # where it fits, the Gauss-Newton part is the larger one
+        # where the network fits, the Gauss-Newton part is the larger one
+        train_lbfgs(model, x, y, l2=1e-2, tol=1e-4)
         H: Any = (
             fi.Hessian(model, cross_entropy, (x, y))
             if kind == "hessian"

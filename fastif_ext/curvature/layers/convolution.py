@@ -11,6 +11,9 @@ from torch.nn.functional import conv2d, pad
 from fastif_ext.curvature.layers.layer import Named
 from fastif_ext.curvature.layers.linear import Linear
 
+Pair = tuple[int, ...]
+"""A number for each of an image's two axes."""
+
 
 class Convolution(Linear):
     """nn.Conv2d in one group, padded with zeros."""
@@ -50,22 +53,9 @@ class Convolution(Linear):
     def gather(self, along: Tensor) -> Tensor:
         """Patches [n, h', w', R, kernel C] of images [n, h, w, R, C]."""
         self._size = along.shape[1:3]
-        (top, left), (down, right) = self._padding, self._stride
+        top, left = self._padding
         padded = pad(along, (0, 0, 0, 0, left, left, top, top)) if top or left else along
-        heights, widths = (
-            (size - d * (k - 1) - 1) // s + 1
-            for size, d, k, s in zip(
-                padded.shape[1:3], self._dilation, self._kernel, self._stride, strict=True
-            )
-        )
-        n, y, x, r, c = padded.stride()
-        (h, w), (dy, dx) = self._kernel, self._dilation
-        patches = padded.as_strided(
-            (len(along), heights, widths, along.shape[3], h, w, along.shape[4]),
-            (n, y * down, x * right, r, y * dy, x * dx, c),
-            padded.storage_offset(),
-        )
-        return patches.flatten(4)
+        return patches(padded, self._kernel, self._stride, self._dilation).flatten(4)
 
     def scatter(self, back: Tensor, n: int) -> Tensor:
         """The sum of patches, where they lie."""
@@ -82,3 +72,24 @@ class Convolution(Linear):
                 columns = slice(j * dx, j * dx + (widths - 1) * right + 1, right)
                 images[:, rows, columns].add_(patches[:, :, :, :, i, j])
         return images[:, top : top + height, left : left + width].contiguous()
+
+
+def patches(images: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
+    """What each place of a convolution's output sees, [n, h', w', R, h, w, C], as a view.
+
+    Args:
+        images: padded, [n, height, width, R, C].
+        kernel: (h, w), as nn.Conv2d has it; and so are the following.
+        stride: (down, right).
+        dilation: of the kernel.
+    """
+    heights, widths = (
+        (size - d * (k - 1) - 1) // s + 1
+        for size, d, k, s in zip(images.shape[1:3], dilation, kernel, stride, strict=True)
+    )
+    n, y, x, r, c = images.stride()
+    return images.as_strided(
+        (len(images), heights, widths, images.shape[3], *kernel, images.shape[4]),
+        (n, y * stride[0], x * stride[1], r, y * dilation[0], x * dilation[1], c),
+        images.storage_offset(),
+    )
