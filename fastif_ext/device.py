@@ -73,16 +73,32 @@ def kept_rng(device: torch.device) -> Iterator[None]:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Arithmetic in the tensors' own dtype: no ambient autocast, no TF32 in convolutions.
 
-    TF32 keeps 10 bits of what goes into a product, so that a residual of 1e-3 is out of reach;
-    torch has it on for convolutions and off for matrix products. Who allows it for the latter (see
+    It comes out the same twice, too: of cuDNN's algorithms those run that add up in one order. TF32
+    keeps 10 bits of what goes into a product, so that a residual of 1e-3 is out of reach; torch has
+    it on for convolutions and off for matrix products. Who allows it for the latter (see
     torch.set_float32_matmul_precision) gets it for both.
     """
-    with _ieee_convolutions() if device.type == "cuda" else nullcontext():
+    cuda = device.type == "cuda"
+    with (
+        _ieee_convolutions() if cuda else nullcontext(),
+        _repeatable_convolutions() if cuda else nullcontext(),
+    ):
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
                 yield
         else:
             yield
+
+
+@contextmanager
+def _repeatable_convolutions() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from fastif_ext.data import (
 )
 from fastif_ext.device import memory_for
 from fastif_ext.loaders import batch_count, batch_range, check_loader, start
+from fastif_ext.memory import reuse_freed_memory
 
 Layer = str | Callable[[Any], Tensor] | None
 IGNORED = -100  # the label of a token that has none, as in torch's cross_entropy
@@ -71,6 +72,7 @@ def stream(
     if model is None:
         yield from _labels(loader, first_batch, stop_batch, first_row, progress)
         return
+    reuse_freed_memory()
     device = device_of(model) if device is None else device
     network, name = (layer, None) if not isinstance(layer, str) else (None, layer)
     row_offset = first_row

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from fastif_ext.data import BATCH, Data, batches, call, device_of, evaluating, to_device
 from fastif_ext.device import kept_rng, memory_for
+from fastif_ext.memory import reuse_freed_memory
 
 _LBFGS_CHUNK = 20  # iterations between two looks at the gradient
 _LBFGS_HISTORY = 50
@@ -91,6 +92,7 @@ def train(
     where = device_of(model) if device is None else torch.device(device)
     model.to(where)
     inputs, targets = _near(where, inputs, targets)
+    reuse_freed_memory()
     splits = _splits(len(targets), batch_size, model)
     optimizer = torch.optim.Adam(_trainable(model), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(splits))
