@@ -26,6 +26,7 @@ from fastif_ext.data import (
     tree_map,
 )
 from fastif_ext.device import full_precision, kept_rng, memory_for
+from fastif_ext.memory import reuse_freed_memory
 from fastif_ext.parameters import Params, Selection
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -53,6 +54,7 @@ class WeightedLoss:
     ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        reuse_freed_memory()
         self.model, self.loss_fn = model, loss_fn
         self.selection = Selection(model, params)
         self.leaves = {
@@ -234,15 +236,27 @@ def _places(model: nn.Module) -> dict[str, str]:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Eval mode, full precision, attention in plain operations; all is as before at the end.
 
-    Fused attention kernels lack second and forward-mode derivatives.
+    Fused attention kernels lack second and forward-mode derivatives. An embedding's row for padding
+    has no gradient; forward mode would give it one.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
+    hooks = [
+        m.register_forward_hook(_padding_is_constant)
+        for m in model.modules()
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None
+    ]
     with evaluating(model), full_precision(device_of(model)), sdpa_kernel(SDPBackend.MATH):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+            for hook in hooks:
+                hook.remove()
+
+
+def _padding_is_constant(table: nn.Embedding, args: Any, output: Tensor) -> Tensor:
+    return torch.where((args[0] == table.padding_idx)[..., None], output.detach(), output)
 
 
 def is_cross_entropy(loss_fn: Loss) -> bool:

@@ -346,3 +346,19 @@ class TestLinearSoftmax:
             S.of_last_layer(after, data)
         with pytest.raises(ValueError, match=r"no nn.Linear"):
             S.of_last_layer(nn.Tanh(), data)
+
+
+def test_a_row_for_padding_has_no_part() -> None:
+    """Backward passes give an embedding's row for padding no gradient; forward mode would."""
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, padding_idx=1)
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(12, 3)).double()
+    x, y = torch.randint(5, (N, 4)), torch.randint(3, (N,))
+    assert (x == 1).any()
+    G = fi.GaussNewton(model, (x, y))
+    A = G @ torch.eye(G.dim, dtype=DOUBLE)
+    torch.testing.assert_close(A, A.T, **CLOSE)
+    padding = slice(3, 6)  # of the table's rows of 3 the second one
+    assert not A[padding].any()
+    assert A[:3].any()
+    assert not table._forward_hooks
