@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import fastif_ext as fi
 from fastif_ext.curvature import layered, layers
+from fastif_ext.objective import WeightedLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,19 +54,60 @@ def unbent() -> nn.Module:
     )
 
 
+def normalized() -> nn.Module:
+    return nn.Sequential(
+        nn.BatchNorm1d(4),
+        nn.Linear(4, 5),
+        nn.BatchNorm1d(5, affine=False),
+        nn.Tanh(),
+        nn.Linear(5, 4, bias=False),
+        nn.BatchNorm1d(4),
+        nn.Softplus(),
+        nn.Linear(4, 3),
+    )
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 2, padding=1, bias=False),  # 8 x 7
+        nn.BatchNorm2d(3),
+        nn.SiLU(),
+        nn.MaxPool2d((3, 2), stride=(1, 2), padding=1, ceil_mode=True),  # overlaps downwards
+        nn.Conv2d(3, 4, 2),
+        nn.AvgPool2d(2, stride=1, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "softmax": lambda: nn.Linear(4, 3),
     "mlp": mlp,
     "cnn": cnn,
     "tied": tied,
     "unbent": unbent,
+    "normalized": normalized,
+    "pooled": pooled,
 }
+IMAGES = ("cnn", "pooled")
 
 
 def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(3)
-    x = torch.randn(N, 2, 7, 6) if name == "cnn" else torch.randn(N, 4)
-    return MODELS[name]().double(), x.double(), torch.randint(3, (N,))
+    x = torch.randn(N, 2, 7, 6) if name in IMAGES else torch.randn(N, 4)
+    model = MODELS[name]().double()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for t in (module.running_mean, module.weight, module.bias):
+                if t is not None:
+                    t.data.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model, x.double(), torch.randint(3, (N,))
 
 
 def dense(
@@ -105,7 +147,7 @@ def test_equals_dense(name: str, weighted: bool, chunk_size: int | None) -> None
 
 
 @pytest.mark.parametrize("block", [1, 100, 1000])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", *IMAGES])
 def test_blocks_of_rows_change_nothing(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +156,21 @@ def test_blocks_of_rows_change_nothing(
     whole = matrix(H)
     monkeypatch.setattr(layered, "BLOCK", block)
     torch.testing.assert_close(matrix(H), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_examples(name: str) -> None:
+    model, x, _ = case(name)
+    total = WeightedLoss(model, F.cross_entropy, (x, torch.zeros(N, dtype=torch.long)))
+    chain = layered.LayeredHessian.of(total)
+    assert chain is not None
+    directions = torch.randn(N, 3, dtype=torch.float64)
+    found = chain.example_gradients(x, directions)
+    model.eval()
+    for i in range(N):
+        value = (model(x[i : i + 1]) * directions[i]).sum()
+        wanted = torch.autograd.grad(value, [*model.parameters()])
+        torch.testing.assert_close([t[i] for t in found], [*wanted], **CLOSE)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -222,7 +279,7 @@ def with_a_scale() -> nn.Module:
         with_a_scale,
         lambda: nn.Sequential(Own(4, 3)),
         lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 3)),
-        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardswish(), nn.Linear(4, 3)),
         lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)),
     ],
 )

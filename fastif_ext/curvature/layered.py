@@ -1,15 +1,15 @@
 """Hessian products of plain layered networks by hand: a few large matrix products, no graph.
 
-For a chain of linear, convolution and elementwise layers under cross-entropy, the derivative of the
-gradient along V (Pearlmutter 1994) is written out. With a layer's input a, output s = W a, the
-loss's gradient delta in s, and R{.} the derivative along V:
+For a chain of such layers as in layers/ under cross-entropy, the derivative of the gradient along V
+(Pearlmutter 1994) is written out. With a layer's input a, output s = W a, the loss's gradient delta
+in s, and R{.} the derivative along V:
 
     forward    R{s} = V a + W R{a},    R{f(s)} = f'(s) R{s}
     backward   R{delta} = f'(s) R{delta above} + f''(s) delta above R{s}
                R{dW} = R{delta} a^T + delta R{a}^T,    R{delta below} = W^T R{delta} + V^T delta
 
-What does not depend on V is computed once. What does has an axis for the right-hand sides behind
-that of the rows, [n, R, ...], so that each term is one large product for all of them.
+What does not depend on V is computed once. What does has an axis for the right-hand sides in front
+of that of the rows, [R, n, ...].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastif_ext.curvature.layers import Job, Kept, Layer
 from fastif_ext.data import batch_rows
 from fastif_ext.objective import Chunk, WeightedLoss, differentiable, is_cross_entropy, per_example
 
-BLOCK = 1 << 20  # numbers of the widest layer that go through together on a CPU, in its cache
+BLOCK = 1 << 22  # numbers of the widest layer that go through together on a CPU, in its cache
 
 
 class Prepared(NamedTuple):
@@ -109,17 +109,25 @@ class LayeredHessian:
 
     def multiply(self, prepared: Prepared, directions: list[Tensor]) -> list[Tensor]:
         """The chunk's part of the products with R directions, both [R, *shape] per leaf."""
+        rows, together = self._block(prepared, len(directions[0]))
+        groups = zip(*(d.split(together) for d in directions), strict=True)
+        found = [self._multiply(prepared, list(group), rows) for group in groups]
+        if len(found) == 1:
+            return found[0]
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _multiply(self, prepared: Prepared, directions: list[Tensor], size: int) -> list[Tensor]:
+        """The same, `size` rows at a time with all directions."""
         count, n = len(directions[0]), len(prepared.probs)
         jobs = [
             layer.start({k: directions[i] for k, i in layer.places.items()}, count)
             for layer in self._layers
         ]
-        size = self._block(prepared, count)
         for start in range(0, n, size):
             self._pass(prepared, slice(start, min(n, start + size)), jobs)
         result: list[Tensor | None] = [None] * len(directions)
         for layer, job in zip(self._layers, jobs, strict=True):
-            for k, gradient in layer.finish(job).items():
+            for k, gradient in job.sums.items():
                 i = layer.places[k]
                 earlier = result[i]  # of another layer with the same parameter
                 result[i] = gradient if earlier is None else earlier + gradient
@@ -134,17 +142,17 @@ class LayeredHessian:
             along, memory = layer.push(job, rows, along)
             steps.append((layer, job, rows, memory))
         assert along is not None
-        z = along.transpose(0, 1).contiguous()
-        u = ops.softmax_hvp(prepared.probs[part], z, prepared.weights[part]).to(z.dtype)
-        back: Tensor | None = u.transpose(0, 1).contiguous()
+        u = ops.softmax_hvp(prepared.probs[part], along, prepared.weights[part])
+        back: Tensor | None = u.to(along.dtype)
         while back is not None and steps:  # the tensors of a layer go when it is done
             layer, job, rows, memory = steps.pop()
             back = layer.pull(job, rows, memory, back)
 
-    def _block(self, prepared: Prepared, count: int) -> int:
-        """Rows that go through together."""
+    def _block(self, prepared: Prepared, count: int) -> tuple[int, int]:
+        """How many rows and directions go through together: all rows, if they may, but for one."""
         n = len(prepared.probs)
         if self._total.device.type != "cpu":
-            return n
+            return n, count
         widest = max(t[0].numel() for kept in prepared.layers for t in kept if t is not None)
-        return max(1, BLOCK // (count * widest))
+        rows = min(n, max(1, BLOCK // widest))
+        return rows, min(count, max(1, BLOCK // (rows * widest)))

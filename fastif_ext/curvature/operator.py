@@ -108,7 +108,7 @@ class CurvatureOperator(ABC):
         return is_cross_entropy(self._loss.loss_fn)
 
     def _factor(self, count: int) -> Tensor | None:
-        """Rows [count, p] of the Gauss-Newton part's factor; see factor.py."""
+        """Rows [count, p] of the Gauss-Newton part's factor, in any order; see factor.py."""
         logits, shares = [], []
         for inputs, _, weights in self._loss.chunks(self._chunk):
             with differentiable(self._loss.model), torch.no_grad():
@@ -122,14 +122,15 @@ class CurvatureOperator(ABC):
         if chosen is None:
             return None
         result = torch.empty(len(chosen.rows), self.dim, dtype=self.dtype, device=self.device)
-        row = 0
+        row = done = 0
         for inputs, _, _ in self._loss.chunks(self._chunk):
             n = batch_rows(inputs)
             here = ((chosen.rows >= row) & (chosen.rows < row + n)).nonzero()[:, 0]
             for part in here.split(FACTOR_ROWS):
                 some = cut(inputs, chosen.rows[part] - row)
                 gradients = self._example_gradients(some, chosen.directions[part])
-                result[part] = self.selection.join(gradients)
+                result[done : done + len(part)] = self.selection.join(gradients)
+                done += len(part)
             row += n
         return result
 

@@ -14,6 +14,8 @@ from fastif_ext.curvature.layers.layer import (
     Layer,
 )
 from fastif_ext.curvature.layers.linear import Linear
+from fastif_ext.curvature.layers.normalization import BatchNorm
+from fastif_ext.curvature.layers.pooling import AveragePool, MaxPool
 
 __all__ = ["IDLE", "KINDS", "PIECEWISE_LINEAR", "SMOOTH", "Job", "Kept", "Layer"]
 
@@ -22,6 +24,11 @@ IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # idle in eval mode
 KINDS: dict[type[nn.Module], type[Layer]] = {
     nn.Linear: Linear,
     nn.Conv2d: Convolution,
+    nn.BatchNorm1d: BatchNorm,
+    nn.BatchNorm2d: BatchNorm,
+    nn.MaxPool2d: MaxPool,
+    nn.AvgPool2d: AveragePool,
+    nn.AdaptiveAvgPool2d: AveragePool,
     nn.Flatten: Flatten,
     **dict.fromkeys((*PIECEWISE_LINEAR, *SMOOTH), Elementwise),
     **dict.fromkeys(IDLE, Layer),

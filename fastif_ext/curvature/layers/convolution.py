@@ -1,22 +1,28 @@
-"""Convolutions in a Hessian product: linear layers on patches."""
+"""Convolutions in a Hessian product.
+
+What a direction V does to the input a and what the weights W do to R{a} is one convolution of both
+beside each other in the channels, V a + W R{a} = (V W) (a; R{a}); and so on the way back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
-from fastif_ext.curvature.layers.layer import Named
-from fastif_ext.curvature.layers.linear import Linear
+from fastif_ext.curvature.layers.layer import Job, Kept, Layer, Named, as_images, channels_behind
 
 Pair = tuple[int, ...]
 """A number for each of an image's two axes."""
 
 
-class Convolution(Linear):
+class Convolution(Layer):
     """nn.Conv2d in one group, padded with zeros."""
+
+    parameters = frozenset({"weight", "bias"})
 
     @classmethod
     def takes(cls, module: nn.Module) -> bool:
@@ -28,10 +34,8 @@ class Convolution(Linear):
     def __init__(self, module: nn.Module, values: Named, places: Mapping[str, int]) -> None:
         super().__init__(module, values, places)
         assert isinstance(module, nn.Conv2d)
-        self._kernel: Any = module.kernel_size
-        self._stride: Any = module.stride
-        self._padding: Any = module.padding
-        self._dilation: Any = module.dilation
+        self._kernel = module.kernel_size
+        self._windows: Any = (module.stride, module.padding, module.dilation)
 
     def fits(self, a: Tensor) -> bool:
         """Only images."""
@@ -39,39 +43,92 @@ class Convolution(Linear):
 
     def run(self, a: Tensor) -> Tensor:
         """The layer's outputs."""
-        weight, bias = self.values["weight"], self.values.get("bias")
-        return conv2d(a, weight, bias, self._stride, self._padding, self._dilation)
+        return conv2d(a, self.values["weight"], self.values.get("bias"), *self._windows)
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        """[..., out, in, h, w] as [..., out, h w in]."""
-        return weight.movedim(-3, -1).flatten(-3)
+    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+        """Inputs and gradient in the outputs."""
+        return Kept(channels_behind(a), channels_behind(delta))
 
-    def shaped(self, matrices: Tensor) -> Tensor:
-        """[R, out, h w in] as [R, out, in, h, w]."""
-        return matrices.unflatten(-1, (*self._kernel, -1)).movedim(-1, -3)
+    def start(self, directions: Named, count: int) -> Job:
+        """The directions and the layer's own weights, [..., out, in, h, w] in channels_last."""
+        job = super().start(directions, count)
+        job.own = _channels_last(self.values["weight"].detach())
+        job.weight = None if job.weight is None else _channels_last(job.weight)
+        return job
 
-    def gather(self, along: Tensor) -> Tensor:
-        """Patches [n, h', w', R, kernel C] of images [n, h, w, R, C]."""
-        self._size = along.shape[1:3]
-        top, left = self._padding
-        padded = pad(along, (0, 0, 0, 0, left, left, top, top)) if top or left else along
-        return patches(padded, self._kernel, self._stride, self._dilation).flatten(4)
+    def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
+        """V a + b' + W R{a}, and R{a}."""
+        a, delta = kept
+        assert a is not None
+        assert delta is not None
+        assert job.own is not None
+        if job.weight is not None:
+            parts = []
+            for r, weight in enumerate(job.weight):
+                seen = a
+                if along is not None:
+                    seen, weight = torch.cat([a, along[r]], -1), torch.cat([weight, job.own], 1)
+                parts.append(self._forward(seen, weight, None if job.bias is None else job.bias[r]))
+            return torch.stack(parts), along
+        if along is None:
+            result = delta.new_zeros(job.count, *delta.shape)
+        else:
+            result = self._forward(along.flatten(0, 1), job.own, None).unflatten(0, (job.count, -1))
+        return result if job.bias is None else result.add_(job.bias[:, None, None, None]), along
 
-    def scatter(self, back: Tensor, n: int) -> Tensor:
-        """The sum of patches, where they lie."""
-        (top, left), (down, right) = self._padding, self._stride
-        (h, w), (dy, dx), (height, width) = self._kernel, self._dilation, self._size
-        heights, widths = self._places
-        patches = back.view(n, heights, widths, back.shape[1], h, w, -1)
-        images = back.new_zeros(
-            n, height + 2 * top, width + 2 * left, back.shape[1], patches.shape[-1]
-        )
-        for i in range(h):
-            for j in range(w):
-                rows = slice(i * dy, i * dy + (heights - 1) * down + 1, down)
-                columns = slice(j * dx, j * dx + (widths - 1) * right + 1, right)
-                images[:, rows, columns].add_(patches[:, :, :, :, i, j])
-        return images[:, top : top + height, left : left + width].contiguous()
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
+        """R{delta} a^T + delta R{a}^T, and W^T R{delta} + V^T delta."""
+        a, delta = kept
+        assert a is not None
+        assert delta is not None
+        assert job.own is not None
+        if job.bias is not None:
+            job.add("bias", back.sum((1, 2, 3)))
+        if job.weight is not None:
+            gradients = []
+            for r, slope in enumerate(back):
+                gradient = self._backward(slope, a, job.own, 1)
+                if memory is not None:
+                    gradient = gradient.add_(self._backward(delta, memory[r], job.own, 1))
+                gradients.append(gradient)
+            job.add("weight", torch.stack(gradients))
+        if memory is None:
+            return None
+        if job.weight is None:
+            below = self._backward(back.flatten(0, 1), memory.flatten(0, 1), job.own, 0)
+            return channels_behind(below).unflatten(0, (job.count, -1))
+        parts = []
+        for r, (slope, weight) in enumerate(zip(back, job.weight, strict=True)):
+            slope, weight = torch.cat([slope, delta], -1), torch.cat([job.own, weight])
+            parts.append(self._backward(slope, memory[r], weight, 0).movedim(1, -1))
+        return torch.stack(parts)
+
+    def _forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, h', w', out] for [n, h, w, in]."""
+        return channels_behind(conv2d(as_images(a), weight, bias, *self._windows))
+
+    def _backward(self, slope: Tensor, a: Tensor, weight: Tensor, of: int) -> Tensor:
+        """The gradient in the inputs (of = 0) or in the weights (1) from that in the outputs."""
+        wanted = [of == 0, of == 1, False]
+        windows = *self._windows, False, [0, 0], 1
+        images = as_images(slope), as_images(a)
+        return torch.ops.aten.convolution_backward(*images, weight, None, *windows, wanted)[of]
+
+    def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
+        """delta a^T, summed over places."""
+        a, delta = kept
+        assert a is not None
+        assert delta is not None
+        found = {}
+        if "weight" in self.places:
+            stride, (top, left), dilation = self._windows
+            padded = nn.functional.pad(a, (0, 0, left, left, top, top)).unsqueeze(3)
+            seen = patches(padded, self._kernel, stride, dilation).flatten(4).flatten(1, 3)
+            matrices = delta.flatten(1, 2).mT @ seen
+            found["weight"] = as_images(matrices.unflatten(-1, (*self._kernel, -1)))
+        if "bias" in self.places:
+            found["bias"] = delta.sum((1, 2))
+        return found
 
 
 def patches(images: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
@@ -93,3 +150,8 @@ def patches(images: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tenso
         (n, y * stride[0], x * stride[1], r, y * dilation[0], x * dilation[1], c),
         images.storage_offset(),
     )
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """[..., in, h, w] with the channels next to each other."""
+    return as_images(weight.movedim(-3, -1).contiguous())

@@ -1,7 +1,7 @@
 """What a layer does in a Hessian product, and the layers without weights; see layered.py.
 
-Derivatives of a batch of rows [n, C] along R directions are tensors [n, R, C], those of images
-[n, C, h, w] are [n, h, w, R, C]: then whatever is multiplied by weights is a matrix as it lies.
+What is kept of n rows is [n, C], of images [n, h, w, C]; derivatives along R directions have one
+more axis in front, [R, n, ...]. So the images of all directions are one batch in channels_last.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ class Job:
 
     count: int
     weight: Tensor | None = None
-    """[R out, K]"""
-    across: Tensor | None = None
-    """The same as [out, R K]"""
-    own: Tensor | None = None
-    """The layer's own weights, [out, K]"""
+    """[R, *shape]"""
     bias: Tensor | None = None
-    """[R out]"""
+    """[R, out]"""
+    own: Tensor | None = None
+    """The layer's own weights."""
     sums: dict[str, Tensor] = field(default_factory=dict)
+    """Derivatives of the gradient in the selected parameters, [R, *shape]."""
+
+    def add(self, name: str, term: Tensor) -> None:
+        """To the sums."""
+        self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
 
 
 class Layer:
@@ -80,7 +83,7 @@ class Layer:
 
     def start(self, directions: Named, count: int) -> Job:
         """A product with R = count directions [R, *shape]."""
-        return Job(count)
+        return Job(count, directions.get("weight"), directions.get("bias"))
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
         """R{outputs} from R{inputs}, which may be overwritten, and what `pull` needs of it."""
@@ -92,10 +95,6 @@ class Layer:
         Adds R{gradient in the parameters} to the job's sums. None where nothing below is selected.
         """
         return back
-
-    def finish(self, job: Job) -> dict[str, Tensor]:
-        """R{gradient} in the selected parameters, [R, *shape]."""
-        return {}
 
     def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
         """Each row's own gradient in the selected parameters, [n, *shape]."""
@@ -124,15 +123,14 @@ class Flatten(Layer):
         assert along is not None
         if along.dim() == 3:
             return along, None
-        return along.permute(0, 3, 4, 1, 2).flatten(2), along.shape
+        return along.movedim(-1, -3).flatten(2), along.shape
 
     def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
         """R{gradient} in the inputs."""
         if memory is None:
             return back
-        n, h, w, count, channels = memory
-        images = back.view(n, count, channels, h, w)
-        return images.permute(0, 3, 4, 1, 2).contiguous()
+        *outer, h, w, channels = memory
+        return back.view(*outer, channels, h, w).movedim(-3, -1).contiguous()
 
 
 class Elementwise(Layer):
@@ -153,7 +151,8 @@ class Elementwise(Layer):
             at = a.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.run(at).sum(), at, create_graph=curved)
             bend = torch.autograd.grad(slope.sum(), at)[0] * delta if curved else None
-        return Kept(behind(slope.detach()), None if bend is None else behind(bend))
+        slope = channels_behind(slope.detach())
+        return Kept(slope, None if bend is None else channels_behind(bend))
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
         """R{outputs}, and R{inputs} times bend."""
@@ -169,6 +168,11 @@ class Elementwise(Layer):
         return back.mul_(kept.first) if memory is None else memory.addcmul_(back, kept.first)
 
 
-def behind(a: Tensor) -> Tensor:
-    """[n, C, ...] as [n, ..., 1, C]."""
-    return a.movedim(1, -1).unsqueeze(-2).contiguous()
+def channels_behind(a: Tensor) -> Tensor:
+    """[n, C, ...] as [n, ..., C]."""
+    return a.movedim(1, -1).contiguous()
+
+
+def as_images(a: Tensor) -> Tensor:
+    """[..., h, w, C] as [..., C, h, w], a view."""
+    return a.movedim(-1, -3)
