@@ -3,7 +3,7 @@
 A linear layer's output is W a + b, so the derivative of example i's loss along (X, Y) is
 delta_i . (X a_i + Y) with delta_i the gradient of its loss in the output: one forward and one
 backward pass over the whole batch give every a_i and delta_i. A convolution is a linear layer on
-patches.
+patches, an embedding one on one-hot rows, the scale of a normalization a diagonal one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from fastif_ext.data import batch_rows
 from fastif_ext.layer_runs import Chained, Hooked, Places
+from fastif_ext.normalized import normalizes
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.products import Scratch, bias_product, weight_product
 
 
 class Layers:
-    """The linear and convolution layers that hold all selected parameters of a model."""
+    """The layers of such kinds that hold all selected parameters of a model."""
 
     def __init__(self, run: Chained | Hooked) -> None:
         self._run, self._scratch = run, Scratch()
@@ -36,7 +37,7 @@ class Layers:
         number = {id(p): i for i, p in enumerate(total.selection.touched.values())}
         layers: dict[nn.Module, Places] = {}
         for module in total.model.modules():
-            if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1):
+            if _covers(module):
                 own = module.named_parameters(recurse=False)
                 places = {name: number[id(p)] for name, p in own if id(p) in number}
                 if places:
@@ -63,3 +64,10 @@ class Layers:
             if "bias" in along:
                 result += bias_product(call.module, call.delta, along["bias"])
         return result
+
+
+def _covers(module: nn.Module) -> bool:
+    """Whether a module's outputs are linear in its parameters, in a way that products.py knows."""
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.scale_grad_by_freq
+    return type(module) in (nn.Linear, nn.Conv2d) or normalizes(module)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, embedding, pad
 
 from fastif_ext.curvature.layers.convolution import patches
+from fastif_ext.normalized import NORMALIZED, entries
 
 BLOCK = 1 << 19  # numbers of an intermediate at a time
 FEW = 2  # up to this many directions are convolved with; beyond, gradients are formed
@@ -39,9 +40,13 @@ def weight_product(
     module: nn.Module, a: Tensor, delta: Tensor, weight: Tensor, scratch: Scratch
 ) -> Tensor:
     """[R, n] for inputs a, the loss's gradient delta in the outputs, and weight [R, *shape]."""
+    if type(module) in NORMALIZED:
+        return bias_product(module, NORMALIZED[type(module)](module, a) * delta, weight)
+    if isinstance(module, nn.Embedding):
+        return torch.stack([_looked_up(module, a, w, delta) for w in weight])
     flat = _places(module, delta)
     if isinstance(module, nn.Conv2d):
-        if len(weight) <= FEW:
+        if len(weight) <= FEW or module.groups > 1:
             return torch.stack([_convolved(module, a, w, delta) for w in weight])
         matrices = weight.movedim(-3, -1).flatten(2)  # [R, out, h w in]
         return _by_gradients(module, a, flat, matrices, scratch)
@@ -53,13 +58,15 @@ def weight_product(
 
 
 def bias_product(module: nn.Module, delta: Tensor, bias: Tensor) -> Tensor:
-    """[R, n] for bias [R, out]."""
+    """[R, n] for bias [R, *shape]."""
     flat = _places(module, delta)
-    return bias @ (flat.sum(1) if flat.shape[1] > 1 else flat[:, 0]).T
+    return bias.flatten(1) @ (flat.sum(1) if flat.shape[1] > 1 else flat[:, 0]).T
 
 
 def _places(module: nn.Module, delta: Tensor) -> Tensor:
     """The gradient in a layer's outputs as [n, places, out]."""
+    if type(module) in NORMALIZED:
+        return entries(module, delta)
     if isinstance(module, nn.Conv2d):
         return delta.movedim(1, -1).flatten(1, 2)
     return delta.reshape(len(delta), -1, delta.shape[-1])
@@ -68,8 +75,16 @@ def _places(module: nn.Module, delta: Tensor) -> Tensor:
 def _convolved(module: nn.Conv2d, a: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
     """[n], by the module's convolution with other weights."""
     a, padding = _padded(module, a)
-    z = conv2d(a, weight, None, module.stride, padding, module.dilation)
+    z = conv2d(a, weight, None, module.stride, padding, module.dilation, module.groups)
     return z.mul_(delta).sum((1, 2, 3))
+
+
+def _looked_up(module: nn.Embedding, rows: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
+    """[n], from another table; the row for padding has no gradient."""
+    z = embedding(rows, weight).mul_(delta)
+    if module.padding_idx is not None:
+        z.masked_fill_((rows == module.padding_idx)[..., None], 0)
+    return z.flatten(1).sum(1)
 
 
 def _by_outputs(a: Tensor, delta: Tensor, weight: Tensor, scratch: Scratch) -> Tensor:
