@@ -19,7 +19,8 @@ from fastif_ext.objective import WeightedLoss, differentiable, per_example
 
 FEW = 3  # rows and directions on which both ways are compared
 IN_FLIGHT = 1 << 22  # numbers that the layers give out at a time
-LEAST, MOST = 256, 8192  # rows of a pass
+LEAST, MOST = 32, 8192  # rows of a pass
+FORWARD = 512  # rows of a pass in forward mode
 
 
 class DirectionalDerivatives:
@@ -52,7 +53,7 @@ class DirectionalDerivatives:
         thread of a Zen 4 core).
         """
         if self.layers is None:
-            return 2 * LEAST
+            return FORWARD
         return max(LEAST, min(MOST, IN_FLIGHT // max(self.layers.numbers_per_row, 1)))
 
 

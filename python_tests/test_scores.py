@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fastif_ext as fi
 from fastif_ext import directional, products
 from fastif_ext.directional import DirectionalDerivatives
+from fastif_ext.layer_runs import Hooked
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
 from fastif_ext.training import train_lbfgs
@@ -237,7 +238,31 @@ class TestDirectionalDerivatives:
             width = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear))
             assert chosen.layers.numbers_per_row == width
         chosen.layers.numbers_per_row = 10**6
-        assert chosen.rows() == 256
+        assert chosen.rows() == 32
+
+    @pytest.mark.parametrize("flat", ["view", "flatten"])
+    def test_images_in_the_order_a_model_takes(self, flat: str) -> None:
+        class Viewing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.head = nn.Conv2d(2, 3, 3), nn.Linear(48, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = torch.tanh(self.a(x))
+                return self.head(x.view(-1, 48) if flat == "view" else x.flatten(1))
+
+        torch.manual_seed(0)
+        model, y = Viewing().double(), torch.randint(3, (9,))
+        x = torch.randn(9, 2, 6, 6, dtype=DOUBLE)
+        total = WeightedLoss(model, F.cross_entropy, (x, y))
+        found = DirectionalDerivatives(total)
+        v = torch.randn(4, total.selection.dim, dtype=DOUBLE)
+        want = v @ gradients(model, F.cross_entropy, x, y).T
+        torch.testing.assert_close(found(x, y, total.selection.split(v)), want)
+        assert found.layers is not None
+        run = found.layers._run
+        assert isinstance(run, Hooked)
+        assert run._channels_last == (flat == "flatten")
 
     def test_gradients_a_few_rows_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, loss, x, y = case("conv")
