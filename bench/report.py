@@ -2,9 +2,11 @@
 
 python bench/report.py build/bench/cpu.json bench/results/cpu-1-thread.json
 
-Several files are merged in their order, a later one's groups replacing an earlier one's:
+Several files are merged in their order, a later one's groups replacing an earlier one's; those
+that were kept before may be among them, and COMMIT then says which commit made what:
 
-python bench/report.py first.json second.json bench/results/cpu-1-thread.json
+COMMIT="1234567 (scores: 89abcde)" python bench/report.py \
+    bench/results/cpu-1-thread.json scores.json bench/results/cpu-1-thread.json
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ OURS = "fastif_ext"
 
 
 def commit() -> str:
-    """The commit that was measured; COMMIT names it where the history is not at hand."""
+    """The commit that was measured; COMMIT names it where the history does not."""
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -101,7 +103,8 @@ def main() -> None:
     *sources, target = map(Path, sys.argv[1:])
     result: dict[str, Any] = {}
     for source in sources:
-        new = compact(json.loads(source.read_text()))
+        read = json.loads(source.read_text())
+        new = compact(read) if "benchmarks" in read else {**read, "commit": commit()}
         result = {**new, "milliseconds": {**result.get("milliseconds", {}), **new["milliseconds"]}}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fastif_ext.curvature.chain import chain_of
 from fastif_ext.curvature.layers import Layer
+from fastif_ext.data import batch_rows
 from fastif_ext.device import full_precision
 from fastif_ext.objective import WeightedLoss, differentiable, is_cross_entropy, per_example
 
@@ -51,14 +52,20 @@ class Hooked:
         return self._run(inputs, targets)
 
     def _run(self, inputs: Any, targets: Tensor) -> list[Call]:
+        n = batch_rows(inputs)
         seen: list[tuple[nn.Module, Tensor, GradientEdge]] = []
 
-        def record(module: nn.Module, args: Any, output: Tensor) -> None:
-            # the edge stays that of this output, even if it is overwritten in place afterwards
+        def record(module: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
             if output.requires_grad:
-                seen.append((module, args[0].detach(), get_gradient_edge(output)))
+                a: Tensor = next(iter((*args, *named.values())))
+                table = isinstance(module, nn.Embedding)
+                if table and a.dim() > 1 and len(a) == 1:  # places, the same for all examples
+                    a, output = a.expand(n, *a.shape[1:]), output.expand(n, *output.shape[1:])
+                # the edge stays that of this output, even if it is overwritten in place afterwards
+                seen.append((module, a.detach(), get_gradient_edge(output)))
+            return output
 
-        hooks = [module.register_forward_hook(record) for module in self._layers]
+        hooks = [m.register_forward_hook(record, with_kwargs=True) for m in self._layers]
         try:
             with differentiable(self._total.model), torch.enable_grad():
                 outputs = self._total.outputs(inputs)

@@ -89,11 +89,11 @@ class Residual(nn.Module):
 
 
 class Text(nn.Module):
-    """A table with a row for padding, attention, norms over one axis and over two."""
+    """Tables, one with a row for padding, attention, norms over one axis and over two."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(7, 4, padding_idx=2)
+        self.table, self.places = nn.Embedding(7, 4, padding_idx=2), nn.Embedding(9, 4)
         self.first = nn.LayerNorm((5, 4))
         self.mix = nn.Linear(4, 12)
         self.second = nn.RMSNorm(4)
@@ -101,7 +101,8 @@ class Text(nn.Module):
         nn.init.normal_(self.first.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(self.table(x))
+        places = torch.arange(x.shape[1])[None]  # broadcast
+        x = self.first(input=self.table(x) + self.places(places))
         q, k, v = self.mix(x).chunk(3, -1)
         return self.head(self.second(x + F.scaled_dot_product_attention(q, k, v)).mean(1))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -38,19 +37,15 @@ class Linear(Layer):
         """V a + b' + W R{a}, and R{a}."""
         assert kept.first is not None
         assert job.own is not None
-        a = kept.first.expand(job.count, -1, -1)
-        result = None
+        result = None if along is None else along @ job.own.T
         if job.weight is not None:
-            v = job.weight.mT
-            result = a @ v if job.bias is None else torch.baddbmm(job.bias[:, None], a, v)
+            bias = None if job.bias is None else job.bias.flatten()
+            wide = linear(kept.first, job.weight.flatten(0, 1), bias)  # [n, R out]
+            term = wide.unflatten(1, (job.count, -1)).transpose(0, 1)
+            result = term.contiguous() if result is None else result.add_(term)
         elif job.bias is not None:
-            result = job.bias[:, None].expand(-1, a.shape[1], -1).contiguous()
-        if along is not None:
-            rows = along.flatten(0, 1)
-            if result is None:
-                result = (rows @ job.own.T).view(*a.shape[:2], -1)
-            else:
-                result.view(len(rows), -1).addmm_(rows, job.own.T)
+            term = job.bias[:, None].expand(-1, len(kept.first), -1)
+            result = term.contiguous() if result is None else result.add_(term)
         return result, along
 
     def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
@@ -58,16 +53,17 @@ class Linear(Layer):
         assert kept.first is not None
         assert kept.second is not None
         assert job.own is not None
-        a, delta = (t.expand(job.count, -1, -1) for t in (kept.first, kept.second))
+        delta = kept.second.expand(job.count, -1, -1)
         if job.bias is not None:
             job.add("bias", back.sum(1))
         if job.weight is not None:
-            _add_product(job, back.mT, a)
+            wide = back.transpose(0, 1).flatten(1)  # [n, R out]
+            job.add("weight", (wide.T @ kept.first).unflatten(0, (job.count, -1)))
             if memory is not None:
-                _add_product(job, delta.mT, memory)
+                job.sums["weight"].baddbmm_(delta.mT, memory)
         if memory is None:
             return None
-        below = (back.flatten(0, 1) @ job.own).view(*a.shape[:2], -1)
+        below = back @ job.own
         return below if job.weight is None else below.baddbmm_(delta, job.weight)
 
     def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
@@ -77,8 +73,3 @@ class Linear(Layer):
         assert delta is not None
         found = {"weight": delta[:, :, None] * a[:, None], "bias": delta}
         return {name: found[name] for name in self.places}
-
-
-def _add_product(job: Job, x: Tensor, y: Tensor) -> None:
-    total = job.sums.get("weight")
-    job.sums["weight"] = x @ y if total is None else total.baddbmm_(x, y)
