@@ -33,7 +33,8 @@ namespace fastif {
 
 constexpr int64_t kTileElements = 2048;
 constexpr int64_t kTaskElements = 1 << 16;
-constexpr int64_t kProbeGroups = 1024, kProbeRows = 4;  // see probe_floors
+// See probe_floors.
+constexpr int64_t kProbeGroups = 1024, kProbeRows = 4, kFewGroups = 256, kManyClasses = 8;
 
 // What one thread holds while it works through tasks: its own finalists of every class.
 template <class Source>
@@ -150,12 +151,15 @@ void write_sample(const Source& source, const Draw& draw, const BottomK& pool, i
 }
 
 // Floors that hold about twice the candidates that are needed, or -inf for a class of which too
-// little is known: from the sizes in kProbeGroups groups of rows spread over all. They are guesses,
+// little is known: from the sizes in some groups of rows spread over all. They are guesses,
 // to be checked against the number of candidates found; without them a class takes in
-// (k + 1) log2(n / k) candidates until its own floor has risen.
+// (k + 1) log2(n / k) candidates until its own floor has risen. A few rows are looked at where many
+// classes gain by them, however few there are; else a sixteenth.
 template <class Source>
 std::vector<double> probe_floors(const Source& source, const Draw& draw, int64_t n) {
-  const int64_t Y = draw.classes, groups = std::min(kProbeGroups, n / (16 * kProbeRows));
+  const int64_t Y = draw.classes;
+  const int64_t few = Y >= kManyClasses ? std::min(kFewGroups, n / kProbeRows) : 0;
+  const int64_t groups = std::min(kProbeGroups, std::max(few, n / (16 * kProbeRows)));
   std::vector<double> floors(Y, -std::numeric_limits<double>::infinity());
   if (groups < 64) return floors;
   std::vector<double> sum(Y, 0.0), row_sq(Y, 0.0), group_sq(Y, 0.0), group(Y);
