@@ -241,7 +241,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     hooks = [
-        m.register_forward_hook(_padding_is_constant)
+        m.register_forward_hook(_padding_is_constant, with_kwargs=True)
         for m in model.modules()
         if isinstance(m, nn.Embedding) and m.padding_idx is not None
     ]
@@ -255,8 +255,9 @@ def differentiable(model: nn.Module) -> Iterator[None]:
                 hook.remove()
 
 
-def _padding_is_constant(table: nn.Embedding, args: Any, output: Tensor) -> Tensor:
-    return torch.where((args[0] == table.padding_idx)[..., None], output.detach(), output)
+def _padding_is_constant(table: nn.Embedding, args: Any, named: Any, output: Tensor) -> Tensor:
+    rows: Tensor = next(iter((*args, *named.values())))
+    return torch.where((rows == table.padding_idx)[..., None], output.detach(), output)
 
 
 def is_cross_entropy(loss_fn: Loss) -> bool:

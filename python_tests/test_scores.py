@@ -102,7 +102,7 @@ class Text(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1])[None]  # broadcast
-        x = self.first(input=self.table(x) + self.places(places))
+        x = self.first(input=self.table(input=x) + self.places(places))
         q, k, v = self.mix(x).chunk(3, -1)
         return self.head(self.second(x + F.scaled_dot_product_attention(q, k, v)).mean(1))
 
