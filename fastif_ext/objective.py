@@ -257,6 +257,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 def _padding_is_constant(table: nn.Embedding, args: Any, named: Any, output: Tensor) -> Tensor:
     rows: Tensor = next(iter((*args, *named.values())))
+    assert table.padding_idx is not None
     return torch.where((rows == table.padding_idx)[..., None], output.detach(), output)
 
 
