@@ -43,7 +43,7 @@ def weight_product(
     if type(module) in NORMALIZED:
         return bias_product(module, NORMALIZED[type(module)](module, a) * delta, weight)
     if isinstance(module, nn.Embedding):
-        return torch.stack([_looked_up(module, a, w, delta) for w in weight])
+        return torch.stack([embedding(a, w).mul_(delta).flatten(1).sum(1) for w in weight])
     flat = _places(module, delta)
     if isinstance(module, nn.Conv2d):
         if len(weight) <= FEW or module.groups > 1:
@@ -77,14 +77,6 @@ def _convolved(module: nn.Conv2d, a: Tensor, weight: Tensor, delta: Tensor) -> T
     a, padding = _padded(module, a)
     z = conv2d(a, weight, None, module.stride, padding, module.dilation, module.groups)
     return z.mul_(delta).sum((1, 2, 3))
-
-
-def _looked_up(module: nn.Embedding, rows: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-    """[n], from another table; the row for padding has no gradient."""
-    z = embedding(rows, weight).mul_(delta)
-    if module.padding_idx is not None:
-        z.masked_fill_((rows == module.padding_idx)[..., None], 0)
-    return z.flatten(1).sum(1)
 
 
 def _by_outputs(a: Tensor, delta: Tensor, weight: Tensor, scratch: Scratch) -> Tensor:
@@ -142,7 +134,7 @@ def _surrounded(module: nn.Conv2d, a: Tensor) -> Tensor:
 
 def _patches(module: nn.Conv2d, a: Tensor, scratch: Scratch) -> Tensor:
     """What each place of the output sees, [n, places, h w in]."""
-    images = _surrounded(module, a).movedim(1, -1).unsqueeze(3)
+    images = _surrounded(module, a).movedim(1, -1)
     seen = patches(images, module.kernel_size, module.stride, module.dilation)
     held = scratch.take("patches", tuple(seen.shape), a).copy_(seen)
     return held.view(len(a), seen.shape[1] * seen.shape[2], -1)

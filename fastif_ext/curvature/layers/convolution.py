@@ -122,8 +122,8 @@ class Convolution(Layer):
         found = {}
         if "weight" in self.places:
             stride, (top, left), dilation = self._windows
-            padded = nn.functional.pad(a, (0, 0, left, left, top, top)).unsqueeze(3)
-            seen = patches(padded, self._kernel, stride, dilation).flatten(4).flatten(1, 3)
+            padded = nn.functional.pad(a, (0, 0, left, left, top, top))
+            seen = patches(padded, self._kernel, stride, dilation).flatten(3).flatten(1, 2)
             matrices = delta.flatten(1, 2).mT @ seen
             found["weight"] = as_images(matrices.unflatten(-1, (*self._kernel, -1)))
         if "bias" in self.places:
@@ -132,10 +132,10 @@ class Convolution(Layer):
 
 
 def patches(images: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
-    """What each place of a convolution's output sees, [n, h', w', R, h, w, C], as a view.
+    """What each place of a convolution's output sees, [n, h', w', h, w, C], as a view.
 
     Args:
-        images: padded, [n, height, width, R, C].
+        images: padded, [n, height, width, C].
         kernel: (h, w), as nn.Conv2d has it; and so are the following.
         stride: (down, right).
         dilation: of the kernel.
@@ -144,10 +144,10 @@ def patches(images: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tenso
         (size - d * (k - 1) - 1) // s + 1
         for size, d, k, s in zip(images.shape[1:3], dilation, kernel, stride, strict=True)
     )
-    n, y, x, r, c = images.stride()
+    n, y, x, c = images.stride()
     return images.as_strided(
-        (len(images), heights, widths, images.shape[3], *kernel, images.shape[4]),
-        (n, y * stride[0], x * stride[1], r, y * dilation[0], x * dilation[1], c),
+        (len(images), heights, widths, *kernel, images.shape[3]),
+        (n, y * stride[0], x * stride[1], y * dilation[0], x * dilation[1], c),
         images.storage_offset(),
     )
 

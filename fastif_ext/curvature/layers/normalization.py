@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from fastif_ext.curvature.layers.layer import Job, Kept, Layer, Named, channels_behind
+from fastif_ext.normalized import normalizes
 
 
 class BatchNorm(Layer):
@@ -20,8 +21,7 @@ class BatchNorm(Layer):
     @classmethod
     def takes(cls, module: nn.Module) -> bool:
         """Not without running statistics."""
-        assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
-        return module.running_mean is not None and module.running_var is not None
+        return normalizes(module)
 
     def __init__(self, module: nn.Module, values: Named, places: Mapping[str, int]) -> None:
         super().__init__(module, values, places)
