@@ -283,3 +283,84 @@ class TestSpectrum:
             A = symmetric(low=low)
             lam = automatic_damping(spectrum(A, sides(1)))
             assert torch.linalg.cond(A + lam * torch.eye(P, dtype=A.dtype)) < 210
+
+    def test_ends_early_where_damping_is_settled(self) -> None:
+        for low, high, most in ((0.5, 10.0, 16), (-2.0, 10.0, 29)):
+            H = Counting(symmetric(low=low, high=high, p=300))
+            ends = spectrum(H, sides(1, 300))
+            assert 16 <= H.products_made <= most
+            damping = max(0.01 * high, -2 * low)
+            assert automatic_damping(ends) == pytest.approx(damping, rel=0.1)
+
+    @pytest.mark.parametrize("row", [0, 3, 39])
+    def test_sees_beyond_what_a_right_hand_side_reaches(self, row: int) -> None:
+        """An eigenvector's steps end at once; those of two of them at the second."""
+        A = torch.diag(torch.linspace(-2, 10, P, dtype=torch.float64))
+        b = torch.eye(P, dtype=torch.float64)
+        for start in (b[row], b[row] + b[20]):
+            ends = spectrum(A, start)
+            assert ends.smallest == pytest.approx(-2, rel=0.02)
+            assert ends.largest == pytest.approx(10, rel=0.02)
+
+
+class TestOneSearchForDampingAndSolution:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("low", [-0.5, 0.1])
+    def test_takes_no_more_products(self, low: float, dtype: torch.dtype) -> None:
+        A, b = symmetric(low=low, p=300), sides(1, 300)[0]
+        H = Counting(A.to(dtype))
+        result = fi.cg(H, b.to(dtype), damping="auto", tol=1e-2)
+        assert result.converged
+        assert result.iterations <= 30
+        assert H.products_made == result.iterations + 1  # the true residual
+        assert len(result.history) == result.iterations
+        assert result.history[-1] == pytest.approx(float(result.residual), rel=0.05)
+        want = solution(A, b, result.damping)
+        assert (result.x.double() - want).norm() <= 0.2 * want.norm()
+
+    def test_goes_on_to_a_small_tolerance(self) -> None:
+        A, b = symmetric(low=-0.5, p=300), sides(1, 300)
+        H = Counting(A)
+        result = fi.cg(H, b, damping="auto", tol=1e-10)
+        assert result.converged
+        assert H.products_made == result.iterations + 2  # and the residual to go on from
+        torch.testing.assert_close(result.x, solution(A, b, result.damping))
+
+    def test_every_step_is_the_conjugate_gradients(self) -> None:
+        A, b = symmetric(low=-0.5, p=300), sides(1, 300)
+        auto = fi.cg(A, b, damping="auto", tol=1e-2)
+        same = fi.cg(A, b, damping=auto.damping, tol=float(auto.residual) * 1.2)
+        torch.testing.assert_close(auto.x, same.x, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.filterwarnings("ignore:cg. residual")
+    @pytest.mark.parametrize("limit", [1, 5, 16])
+    def test_makes_use_of_no_more_steps_than_allowed(self, limit: int) -> None:
+        A, b = symmetric(p=300), sides(1, 300)
+        result = fi.cg(A, b, damping="auto", tol=1e-12, max_iter=limit)
+        assert not result.converged
+        assert result.iterations == len(result.history) == limit
+        plain = fi.cg(A, b, damping=result.damping, tol=1e-12, max_iter=limit)
+        torch.testing.assert_close(result.x, plain.x, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("size", [1e-30, 1e30])
+    def test_tiny_and_huge(self, size: float) -> None:
+        A, b = symmetric(low=-0.5).float(), sides(1)[0].float() * size
+        result = fi.cg(A, b, damping="auto", tol=1e-4)
+        assert result.converged
+        assert result.residual > 0
+        want = solution(A.double(), b.double(), result.damping)
+        assert (result.x.double() - want).norm() <= 1e-2 * want.norm()
+
+    def test_nothing_to_solve(self) -> None:
+        result = fi.cg(symmetric(low=-0.5), torch.zeros(P, dtype=torch.float64), damping="auto")
+        assert result.converged
+        assert not result.x.any()
+        assert result.damping == pytest.approx(1.0, rel=0.02)
+
+    def test_all_solvers_take_the_same_damping(self) -> None:
+        A, b = symmetric(low=-0.5, p=300), sides(1, 300)
+        found = {
+            solver(A, b, damping="auto", tol=1e-3, max_iter=3000).damping
+            for solver in (fi.cg, fi.lissa)
+        } | {fi.exact(A, b, damping="auto").damping, automatic_damping(spectrum(A, b))}
+        assert len(found) == 1

@@ -132,6 +132,15 @@ def test_lanczos_waits_once_in_a_few_steps(
     assert tuple(ends) == pytest.approx(tuple(spectrum(A, sides())), rel=1e-9)
 
 
+def test_lanczos_ends_at_the_same_step(simulated: Callable[[Tensor], Tensor], traffic: Any) -> None:
+    A, b = matrix(-1, 5, 300), sides(1, 300)
+    want = fi.cg(A, b, damping="auto", tol=1e-2)
+    assert want.iterations in (16, 20, 24)
+    got = fi.cg(simulated(A), simulated(b), damping="auto", tol=1e-2)
+    assert got.iterations == want.iterations
+    assert got.damping == pytest.approx(want.damping, rel=1e-9)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 9, 11])
 def test_lanczos_stops_where_it_breaks_down(
     rank: int, simulated: Callable[[Tensor], Tensor]
