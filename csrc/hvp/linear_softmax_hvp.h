@@ -9,9 +9,9 @@
 // - Rows go through in blocks whose n x RC intermediate stays in cache: two products around
 //   softmax_hvp. On the CPU these are own kernels, which read x once and as it is stored; on a GPU
 //   they are torch's GEMMs.
-// - On the CPU, blocks are dealt to groups whose number depends on the shapes alone, and the
-// groups'
+// - On the CPU, blocks are dealt to groups whose number depends on the shapes alone, and their
 //   sums are added in order: the number of threads changes no bit.
+// - Numbers below the least normal one count as zero on an x86 CPU (common/flush_denormals.h).
 // - n = 0 gives zeros. NaN in a row spreads to all of the result, as in the sum itself.
 #pragma once
 

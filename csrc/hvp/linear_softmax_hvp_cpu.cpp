@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "common/aligned.h"
+#include "common/flush_denormals.h"
 #include "common/simd_levels.h"
 #include "hvp/linear_softmax_hvp.h"
 #include "hvp/small_product.h"
@@ -73,6 +74,7 @@ template <class T>
 void add_rows(const LinearSoftmaxHvp<T>& task, const Shape<accumulate_t<T>>& shape,
               const accumulate_t<T>* slope, int64_t begin, int64_t end, accumulate_t<T>* sum) {
   using A = accumulate_t<T>;
+  const FlushDenormals<T> flush;
   const int64_t C = task.classes, strip_size = kBlockRows * kStride<A>;
   const Scratch<A> staged(shape.strips * strip_size), p(kBlockRows * C);
   const Scratch<A> z(kBlockRows * shape.spread), u(kBlockRows * shape.spread);

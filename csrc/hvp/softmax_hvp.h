@@ -8,6 +8,7 @@
 //   for float64. u and weight are of the arithmetic's dtype. weight None means 1.
 // - Rows are independent: the number of threads changes no bit. n, R or C = 0 give an empty u.
 // - The CPU and a GPU add up <p, z> in different orders, each in a fixed one.
+// - Numbers below the least normal one count as zero on an x86 CPU (common/flush_denormals.h).
 // - A row with NaN gives NaN in that row only.
 #pragma once
 

@@ -2,6 +2,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/flush_denormals.h"
 #include "common/simd_levels.h"
 #include "hvp/softmax_hvp.h"
 #include "hvp/softmax_rows.h"
@@ -62,6 +63,7 @@ void hvp_rows(const SoftmaxRows<T>& rows) {
 
 template <class T>
 void softmax_hvp_rows(const SoftmaxHvp<T>& task, int64_t begin, int64_t end) {
+  const FlushDenormals<T> flush;
   const std::vector<accumulate_t<T>> none(task.offset == nullptr ? task.classes : 0);
   for (int64_t r = 0; r < task.right_hand_sides; ++r) {
     hvp_rows(SoftmaxRows<T>{task.probs, task.z + r * task.rhs_stride,

@@ -64,6 +64,29 @@ void check_softmax_shapes() {
   }
 }
 
+// Probabilities below the least normal number count as zero, but for halves, which have none such;
+// the thread then goes on as before.
+template <class T>
+void check_denormals(int64_t C) {
+  using A = accumulate_t<T>;
+  constexpr bool kHalf = std::is_same_v<T, Half>;
+  const float tiny = kHalf ? 0x1p-20f : 0x1p-130f;
+  const std::vector<T> probs(C, from_float<T>(tiny));
+  std::vector<T> z(C, from_float<T>(0.0f));
+  z[0] = from_float<T>(1.0f);
+  std::vector<A> u(C, A(7));
+  softmax_hvp_cpu(SoftmaxHvp<T>{1, C, 1, probs.data(), z.data(), nullptr, u.data(), C, C},
+                  reversed_pool());
+#if defined(__SSE2__)
+  const bool flushed = !kHalf && sizeof(T) < 8;
+#else
+  const bool flushed = false;
+#endif
+  EXPECT(u[0] == (flushed ? A(0) : A(tiny) * (1 - A(tiny))), "%g", double(u[0]));
+  const volatile float one = 1, small = 0x1p-130f;
+  EXPECT(one * small != 0, "denormals are still flushed");
+}
+
 void check_accumulate(int64_t R, const std::vector<int64_t>& lengths) {
   int64_t p = 0;
   for (int64_t length : lengths) p += length;
@@ -97,6 +120,12 @@ int main() {
     if (level > machine) continue;
     simd_level() = level;
     check_softmax_shapes();
+    for (int64_t C : {2, 10, 40}) {
+      check_denormals<float>(C);
+      check_denormals<double>(C);
+      check_denormals<Half>(C);
+      check_denormals<BFloat16>(C);
+    }
     check_accumulate(1, {0});
     check_accumulate(3, {1, 0, 37, 65536, 131});
   }
