@@ -67,9 +67,32 @@ auto dispatch_floating(const char* op, ScalarType dtype, Body&& body) {
   }
 }
 
+// These three go to torch's dispatcher, at a microsecond or more by way of the C interface, where
+// there is something to do alone.
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+// Contiguous, of any contents, and on the device of `like`.
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape,
                          ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+  int64_t strides[4], stride = 1;  // four dimensions are enough for every operator
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(1, shape.begin()[d]);
+  }
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(shape.size()), shape.begin(), strides, code, device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
 }  // namespace fastif

@@ -15,7 +15,7 @@ namespace {
 // On torch's threads.
 Tensor product(const Pool& pool, const Tensor& x, const Tensor& probs, const Tensor& v,
                const std::optional<Tensor>& weight, bool bias) {
-  const Tensor rows = torch::stable::contiguous(x), p = torch::stable::contiguous(probs);
+  const Tensor rows = as_contiguous(x), p = as_contiguous(probs);
   Tensor result = torch::stable::empty_like(v);
   dispatch_floating("linear_softmax_hvp", x.scalar_type(), [&](auto t) {
     using T = decltype(t);
@@ -53,7 +53,7 @@ Tensor product(const Gpu& gpu, const Tensor& x, const Tensor& probs, const Tenso
   if (n == 0 || outputs == 0) return torch::stable::new_zeros(v, {R, C, columns});
   const Tensor flat = torch::stable::view(v, {outputs, columns});
   const Tensor slope_t = torch::stable::transpose(slice(flat, 1, 0, d), 0, 1);
-  const Tensor offset = torch::stable::contiguous(slice(flat, 1, columns - 1, 1));
+  const Tensor offset = as_contiguous(slice(flat, 1, columns - 1, 1));
 
   const int64_t block = std::clamp<int64_t>((1 << 22) / outputs, 256, n > 256 ? n : 256);
   const Tensor z = torch::stable::new_empty(v, {std::min(block, n), outputs});
@@ -107,9 +107,7 @@ Tensor linear_softmax_hvp(const Tensor& x, const Tensor& probs, const Tensor& v,
                   ": x, probs and v must have one dtype");
   const bool wide = x.scalar_type() == ScalarType::Double;
   const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
-  auto prepare = [&](const Tensor& t) {
-    return torch::stable::contiguous(torch::stable::to(t, dtype));
-  };
+  auto prepare = [&](const Tensor& t) { return as_contiguous(as_dtype(t, dtype)); };
   if (weight) {
     STD_TORCH_CHECK(weight->dim() == 1 && weight->size(0) == x.size(0), kOp,
                     ": weight must be [n]");

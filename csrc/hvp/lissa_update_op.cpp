@@ -25,9 +25,9 @@ std::tuple<Tensor, Tensor, Tensor> lissa_update(Tensor h, const Tensor& v, std::
     STD_TORCH_CHECK(
         mask->scalar_type() == ScalarType::Bool && mask->dim() == 1 && mask->size(0) == p, kOp,
         ": mask must be a bool tensor of length p");
-    mask = torch::stable::contiguous(*mask);
+    mask = as_contiguous(*mask);
   }
-  const Tensor v_contiguous = torch::stable::contiguous(v);
+  const Tensor v_contiguous = as_contiguous(v);
   Tensor delta_sq = new_tensor(h, {R}, ScalarType::Double);
   Tensor norm_sq = new_tensor(h, {R}, ScalarType::Double);
   Tensor finite = new_tensor(h, {R}, ScalarType::Bool);

@@ -23,7 +23,7 @@ struct ParameterList {
       for (int64_t d = 1; d < product.dim(); ++d) length *= product.size(d);
       lengths.push_back(length);
       total += length;
-      tensors.push_back(torch::stable::contiguous(product));
+      tensors.push_back(as_contiguous(product));
     }
     STD_TORCH_CHECK(total == p, op, ": hvp has ", total, " elements per right-hand side, not ", p);
   }

@@ -20,9 +20,9 @@ Tensor softmax_hvp(const Tensor& probs, const Tensor& z, std::optional<Tensor> w
   const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
   if (weight) {
     STD_TORCH_CHECK(weight->dim() == 1 && weight->size(0) == n, kOp, ": weight must be [n]");
-    weight = torch::stable::contiguous(torch::stable::to(*weight, dtype));
+    weight = as_contiguous(as_dtype(*weight, dtype));
   }
-  const Tensor p = torch::stable::contiguous(probs), x = torch::stable::contiguous(z);
+  const Tensor p = as_contiguous(probs), x = as_contiguous(z);
   Tensor u = z.dim() == 3 ? new_tensor(z, {R, n, C}, dtype) : new_tensor(z, {n, C}, dtype);
   dispatch_floating("softmax_hvp", z.scalar_type(), [&](auto t) {
     using T = decltype(t);

@@ -22,8 +22,8 @@ std::pair<Tensor, Tensor> checked_assign(const char* op, const Tensor& x, const 
   const int64_t n = x.size(0), d = x.size(1), K = centroids.size(0);
   STD_TORCH_CHECK(std::max(d, K) < (int64_t{1} << 31) - 256, "fastif_ext::", op,
                   ": at most 2^31 - 256 columns, and as many centroids");
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor centres = torch::stable::contiguous(torch::stable::to(centroids, dtype));
+  const Tensor rows = as_contiguous(x);
+  const Tensor centres = as_contiguous(as_dtype(centroids, dtype));
   Tensor labels = new_tensor(x, {n}, ScalarType::Long);
   Tensor sqdist = new_tensor(x, {n}, dtype);
   dispatch_floating(op, x.scalar_type(), [&](auto t) {

@@ -25,11 +25,11 @@ std::tuple<Tensor, Tensor> kmeans_candidates(const Tensor& x, const Tensor& cand
   check_row_values("sqdist", sqdist);
   if (weight) {
     check_row_values("weight", *weight);
-    weight = torch::stable::contiguous(*weight);
+    weight = as_contiguous(*weight);
   }
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor centres = torch::stable::contiguous(torch::stable::to(candidates, dtype));
-  const Tensor nearest = torch::stable::contiguous(sqdist);
+  const Tensor rows = as_contiguous(x);
+  const Tensor centres = as_contiguous(as_dtype(candidates, dtype));
+  const Tensor nearest = as_contiguous(sqdist);
   Tensor least = new_tensor(x, {L, n}, dtype);
   Tensor potential = new_tensor(x, {L}, ScalarType::Double);
   dispatch_floating("kmeans_candidates", x.scalar_type(), [&](auto t) {

@@ -22,10 +22,10 @@ std::tuple<Tensor, Tensor> kmeans_update(const Tensor& x, const Tensor& labels, 
   if (weight) {
     STD_TORCH_CHECK(weight->dim() == 1 && weight->size(0) == n && weight->scalar_type() == dtype,
                     kOp, ": weight must be [n], in the dtype of the sums");
-    weight = torch::stable::contiguous(*weight);
+    weight = as_contiguous(*weight);
   }
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor members = torch::stable::contiguous(labels);
+  const Tensor rows = as_contiguous(x);
+  const Tensor members = as_contiguous(labels);
   Tensor sums = new_tensor(x, {K, d}, dtype);
   Tensor counts = new_tensor(x, {K}, ScalarType::Long);
   const int64_t bad_row = dispatch_floating("kmeans_update", x.scalar_type(), [&](auto t) {

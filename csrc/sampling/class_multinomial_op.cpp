@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_multinomial(const Tensor& logit
   STD_TORCH_CHECK(logits.dim() == 2, kOp, ": logits must be [n, Y]");
   const int64_t n = logits.size(0), Y = logits.size(1);
   const Draw draw = make_draw(kOp, n, Y, k, replacement, seed, row_offset);
-  const Tensor x = torch::stable::contiguous(logits);
+  const Tensor x = as_contiguous(logits);
   const SampleTensors out{new_tensor(logits, {Y, k}, ScalarType::Long),
                           new_tensor(logits, {Y, k}, ScalarType::Float),
                           new_tensor(logits, {Y}, ScalarType::Float)};

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> curvature_multinomial(const Tensor& l
   const int64_t n = logits.size(0), Y = logits.size(1);
   const Draw draw = make_draw(kOp, n, 1, m, false, seed, row_offset);
   row_scale = check_row_scale(kOp, row_scale, n);
-  const Tensor x = torch::stable::contiguous(logits);
+  const Tensor x = as_contiguous(logits);
   const SampleTensors out{new_tensor(logits, {m}, ScalarType::Long),
                           new_tensor(logits, {m}, ScalarType::Float),
                           new_tensor(logits, {}, ScalarType::Float)};

@@ -10,7 +10,7 @@ Tensor curvature_sizes(const Tensor& logits, std::optional<Tensor> row_scale) {
   STD_TORCH_CHECK(logits.dim() == 2, kOp, ": logits must be [n, Y]");
   const int64_t n = logits.size(0), Y = logits.size(1);
   row_scale = check_row_scale(kOp, row_scale, n);
-  const Tensor x = torch::stable::contiguous(logits);
+  const Tensor x = as_contiguous(logits);
   Tensor sizes = new_tensor(logits, {n}, ScalarType::Float);
   dispatch_floating("curvature_sizes", x.scalar_type(), [&](auto t) {
     using T = decltype(t);

@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_samples(const Tensor& rows_a, const Ten
     bool same = t.dim() == dims - threshold;
     for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == rows_a.size(d);
     STD_TORCH_CHECK(same, kOp, ": both samples must be [Y, k] with thresholds [Y], or [m] with []");
-    return torch::stable::contiguous(t);
+    return as_contiguous(t);
   };
   const Tensor ra = check(rows_a, ScalarType::Long, false);
   const Tensor ka = check(log_keys_a, ScalarType::Float, false);

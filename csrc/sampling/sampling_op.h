@@ -39,7 +39,7 @@ inline std::optional<Tensor> check_row_scale(const char* op, std::optional<Tenso
   STD_TORCH_CHECK(row_scale->scalar_type() == ScalarType::Double && row_scale->dim() == 1 &&
                       row_scale->size(0) == n,
                   op, ": row_scale must be a float64 tensor of length n");
-  return torch::stable::contiguous(*row_scale);
+  return as_contiguous(*row_scale);
 }
 
 }  // namespace fastif

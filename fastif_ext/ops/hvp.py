@@ -167,15 +167,16 @@ def _check_products(op: str, name: str, state: Tensor, hvp: Sequence[Tensor]) ->
         raise ValueError(f"{op}: hvp is empty; pass one tensor [R, *shape] per parameter")
     if not state.is_contiguous():
         raise ValueError(f"{op}: {name} must be contiguous, it is updated in place")
-    R, total, dtype = state.shape[0], 0, products[0].dtype
+    R, total, dtype, device = state.shape[0], 0, products[0].dtype, state.device
     alike = True
     for t in products:  # one look at each: with many small parameters this loop is what takes time
-        if t.dim() < 1 or t.shape[0] != R:
+        sizes = t.shape
+        if not sizes or sizes[0] != R:
             raise ValueError(
                 f"{op}: hvp has a tensor of shape {shape(t)}; each must begin with R = {R}"
             )
         total += t.numel()
-        alike &= t.dtype == dtype and t.device == state.device and not t.requires_grad
+        alike &= t.dtype is dtype and t.device == device and not t.requires_grad
     if total != state.numel():
         raise ValueError(
             f"{op}: hvp has {total // max(R, 1)} elements per right-hand side, {name} has p = "
