@@ -1,7 +1,8 @@
-"""Convolutions in a Hessian product.
+"""Convolutions in a curvature product.
 
 What a direction V does to the input a and what the weights W do to R{a} is one convolution of both
-beside each other in the channels, V a + W R{a} = (V W) (a; R{a}); and so on the way back.
+beside each other in the channels, V a + W R{a} = (V W) (a; R{a}); and so on the way back
+for a Hessian.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Convolution(Layer):
         """The layer's outputs."""
         return conv2d(a, self.values["weight"], self.values.get("bias"), *self._windows)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Inputs and gradient in the outputs."""
-        return Kept(channels_behind(a), channels_behind(delta))
+        return Kept(channels_behind(a), None if delta is None else channels_behind(delta))
 
     def start(self, directions: Named, count: int) -> Job:
         """The directions and the layer's own weights, [..., out, in, h, w] in channels_last."""
@@ -57,10 +58,9 @@ class Convolution(Layer):
         return job
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
-        """V a + b' + W R{a}, and R{a}."""
+        """V a + b' + W R{a}, and for a Hessian R{a}."""
         a, delta = kept
         assert a is not None
-        assert delta is not None
         assert job.own is not None
         if job.weight is not None:
             parts = []
@@ -69,18 +69,17 @@ class Convolution(Layer):
                 if along is not None:
                     seen, weight = torch.cat([a, along[r]], -1), torch.cat([weight, job.own], 1)
                 parts.append(self._forward(seen, weight, None if job.bias is None else job.bias[r]))
-            return torch.stack(parts), along
-        if along is None:
-            result = delta.new_zeros(job.count, *delta.shape)
+            return torch.stack(parts), None if delta is None else along
+        if along is None:  # a direction in the bias alone, everywhere the same
+            result = self._forward(a, torch.zeros_like(job.own), None)
         else:
             result = self._forward(along.flatten(0, 1), job.own, None).unflatten(0, (job.count, -1))
-        return result if job.bias is None else result.add_(job.bias[:, None, None, None]), along
+        return result if job.bias is None else result + job.bias[:, None, None, None], None
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
-        """R{delta} a^T + delta R{a}^T, and W^T R{delta} + V^T delta."""
+    def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
+        """R{delta} a^T + delta R{a}^T."""
         a, delta = kept
         assert a is not None
-        assert delta is not None
         assert job.own is not None
         if job.bias is not None:
             job.add("bias", back.sum((1, 2, 3)))
@@ -89,18 +88,24 @@ class Convolution(Layer):
             for r, slope in enumerate(back):
                 gradient = self._backward(slope, a, job.own, 1)
                 if memory is not None:
+                    assert delta is not None
                     gradient = gradient.add_(self._backward(delta, memory[r], job.own, 1))
                 gradients.append(gradient)
             job.add("weight", torch.stack(gradients))
-        if memory is None:
-            return None
-        if job.weight is None:
-            below = self._backward(back.flatten(0, 1), memory.flatten(0, 1), job.own, 0)
+
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
+        """W^T R{delta} + V^T delta."""
+        a, delta = kept
+        assert a is not None
+        assert job.own is not None
+        if delta is None or job.weight is None:
+            inputs = a.new_empty(job.count * len(a), *a.shape[1:])  # their shape is what counts
+            below = self._backward(back.flatten(0, 1), inputs, job.own, 0)
             return channels_behind(below).unflatten(0, (job.count, -1))
         parts = []
-        for r, (slope, weight) in enumerate(zip(back, job.weight, strict=True)):
+        for slope, weight in zip(back, job.weight, strict=True):
             slope, weight = torch.cat([slope, delta], -1), torch.cat([job.own, weight])
-            parts.append(self._backward(slope, memory[r], weight, 0).movedim(1, -1))
+            parts.append(self._backward(slope, a, weight, 0).movedim(1, -1))
         return torch.stack(parts)
 
     def _forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
