@@ -1,8 +1,8 @@
 """Convolutions in a curvature product.
 
-What a direction V does to the input a and what the weights W do to R{a} is one convolution of both
-beside each other in the channels, V a + W R{a} = (V W) (a; R{a}); and so on the way back
-for a Hessian.
+What the weights W do goes over all directions' images at once, what a direction V does over the
+inputs a once for each. On the way back in a Hessian both are one convolution beside each other in
+the channels, W^T R{delta} + V^T delta = (W V)^T (R{delta}; delta).
 """
 
 from __future__ import annotations
@@ -62,19 +62,23 @@ class Convolution(Layer):
         a, delta = kept
         assert a is not None
         assert job.own is not None
-        if job.weight is not None:
-            parts = []
-            for r, weight in enumerate(job.weight):
-                seen = a
-                if along is not None:
-                    seen, weight = torch.cat([a, along[r]], -1), torch.cat([weight, job.own], 1)
-                parts.append(self._forward(seen, weight, None if job.bias is None else job.bias[r]))
-            return torch.stack(parts), None if delta is None else along
-        if along is None:  # a direction in the bias alone, everywhere the same
-            result = self._forward(a, torch.zeros_like(job.own), None)
-        else:
+        result = None
+        if along is not None:
             result = self._forward(along.flatten(0, 1), job.own, None).unflatten(0, (job.count, -1))
-        return result if job.bias is None else result + job.bias[:, None, None, None], None
+            if job.weight is None:
+                return result if job.bias is None else result.add_(
+                    job.bias[:, None, None, None]
+                ), None
+        weights = job.weight
+        if weights is None:  # in the first layer, of which the bias alone is selected
+            weights = job.own.new_zeros(job.count, *job.own.shape)
+        biases = [None] * job.count if job.bias is None else job.bias
+        terms = [self._forward(a, *own) for own in zip(weights, biases, strict=True)]
+        if result is None:
+            return torch.stack(terms), None
+        for of_direction, term in zip(result, terms, strict=True):
+            of_direction.add_(term)
+        return result, None if delta is None else along
 
     def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
         """R{delta} a^T + delta R{a}^T."""
