@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import floors
 import pytest
 import torch
 from cases import cases, compiled, relative_error, titled
-from rounds import Job
-from torch import Tensor
+from rounds import Call, Job
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
 
 import fastif_ext as fi
+from fastif_ext import models
 
 LISSA = {
     "cpu": [(2_000, 1), (100_000, 1), (10_000_000, 1), (1_000_000, 8)],
@@ -24,6 +28,8 @@ LINEAR = {
     "cpu": [(400, 128, 10, 8), (60_000, 128, 10, 1), (60_000, 128, 10, 8), (50_000, 512, 100, 1)],
     "cuda": [(60_000, 512, 10, 8), (1_000_000, 512, 100, 8)],
 }
+NETWORKS = {"mlp": (400, 64), "cnn": (100, 1, 28, 28)}
+PRODUCTS = ("fastif_ext", "jvp + vjp", "curvlinops")
 
 
 def lissa_update(p: int, R: int, device: str) -> Job:
@@ -126,6 +132,51 @@ def linear_softmax_hvp(n: int, d: int, C: int, R: int, device: str) -> Job:
     return Job(calls, floors.linear_softmax_hvp(n, d, C, R), lambda u: relative_error(u, want))
 
 
+def gauss_newton(network: str, n: int, R: int, device: str) -> Job:
+    """Products with the Gauss-Newton matrix of a network under cross-entropy, from kept graphs."""
+    model = models.build(network).to(device).eval()
+    x = torch.randn(n, *NETWORKS[network][1:], device=device)
+    y = torch.randint(10, (n,), device=device)
+    G = fi.GaussNewton(model, (x, y))
+    v = torch.randn(R, G.dim, device=device)
+
+    def by_torch(model: nn.Module, x: Tensor, v: Tensor) -> Call:
+        named = {k: p.detach() for k, p in model.named_parameters()}
+        outputs, back = vjp(lambda p: functional_call(model, p, (x,)), named)
+        probs = outputs.softmax(1)
+
+        def one(direction: Tensor) -> Tensor:
+            parts = direction.split([p.numel() for p in named.values()])
+            tangents = {k: t.view_as(p) for (k, p), t in zip(named.items(), parts, strict=True)}
+            z = jvp(lambda p: functional_call(model, p, (x,)), (named,), (tangents,))[1]
+            u = probs * (z - (probs * z).sum(1, keepdim=True)) / n
+            return torch.cat([g.flatten() for g in back(u)[0].values()])
+
+        return lambda: vmap(one)(v)
+
+    def curvlinops() -> Tensor:
+        library = pytest.importorskip("curvlinops")
+        parameters = [*model.parameters()]
+        if not peer:
+            peer.append(
+                library.GGNLinearOperator(
+                    model, nn.CrossEntropyLoss(), parameters, [(x, y)], check_deterministic=False
+                )
+            )
+        return (peer[0] @ v.T).T
+
+    peer: list[Any] = []
+    want = by_torch(
+        models.build(network, dtype=torch.float64), x.cpu().double(), v.cpu().double()
+    )()
+    calls = {
+        "fastif_ext": lambda: G @ v,
+        "jvp + vjp": by_torch(model, x, v),
+        "curvlinops": curvlinops,
+    }
+    return Job(calls, error=lambda got: relative_error(got.detach().cpu(), want))
+
+
 @pytest.mark.parametrize("name", ["fastif_ext", "torch._foreach", "eager", "torch.compile"])
 @pytest.mark.parametrize("case", cases(LISSA))
 def test_lissa_update(name, case, device, here, rows, compare) -> None:
@@ -158,3 +209,12 @@ def test_linear_softmax_hvp(name, case, device, here, rows, compare) -> None:
     n = rows(n)
     group = f"linear_softmax_hvp n={n} d={d} C={C} R={R}"
     compare(name, group, lambda: linear_softmax_hvp(n, d, C, R, device))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("R", [1, 8])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gauss_newton(name, network, R, device, rows, compare) -> None:
+    n = rows(NETWORKS[network][0])
+    group = f"GaussNewton {network} n={n} R={R}"
+    compare(name, group, lambda: gauss_newton(network, n, R, device))

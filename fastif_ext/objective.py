@@ -138,6 +138,12 @@ class WeightedLoss:
                 torch.autograd.grad(value, leaves, create_graph=graph, materialize_grads=True)
             )
 
+    def shares(self, outputs: Tensor, weights: Tensor | None) -> Tensor:
+        """A chunk's weights [b], in the outputs' dtype. Without weights every row weighs 1/n."""
+        if weights is None:
+            return outputs.new_full((len(outputs),), 1 / self.rows)
+        return weights.to(outputs.dtype)
+
     def values(self) -> dict[str, Tensor]:
         """Parameters and buffers of the model by name, as they are here: the leaves and others."""
         return {**self._others, **self.leaves}

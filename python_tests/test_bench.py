@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 
+PRODUCTS = ("softmax_hvp", "linear_softmax_hvp", "GaussNewton")
+
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="bench/ is not here: no source tree")
 
 
@@ -46,6 +48,7 @@ def test_every_family_ran(results: Path) -> None:
     assert found >= {
         "class_multinomial", "curvature_multinomial", "kmeans_assign", "kmeans_update",
         "KMeans.fit", "lissa_update_", "softmax_hvp", "linear_softmax_hvp", "scores", "iHVP",
+        "GaussNewton",
     }  # fmt: skip
     for group, runs in groups(results).items():
         assert "fastif_ext" in runs, group
@@ -56,7 +59,7 @@ def test_what_is_compared_agrees(results: Path) -> None:
     """Everybody does the same job: a baseline that computes something else would win easily."""
     for group, runs in groups(results).items():
         errors = {name: run["error"] for name, run in runs.items() if "error" in run}
-        if group.startswith(("softmax_hvp", "linear_softmax_hvp", "scores", "kmeans_update")):
+        if group.startswith((*PRODUCTS, "scores", "kmeans_update")):
             assert max(errors.values()) < 1e-4, (group, errors)
         if group.startswith("kmeans_assign n"):
             assert errors["fastif_ext"] == 0, (group, errors)

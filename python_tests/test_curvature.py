@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastif_ext as fi
+from fastif_ext.curvature import make_curvature
 from fastif_ext.data import tensors_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -412,7 +413,8 @@ class TestState:
 class TestGraphBytes:
     @pytest.mark.parametrize("by_hand", [False, True])
     @pytest.mark.parametrize("weighted", [False, True])
-    def test_within_a_factor_of_two(self, weighted: bool, by_hand: bool) -> None:
+    @pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+    def test_within_a_factor_of_two(self, kind: str, weighted: bool, by_hand: bool) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 5)
@@ -421,7 +423,7 @@ class TestGraphBytes:
             model.append(nn.LogSoftmax(1))
         x, y = torch.randn(700, 20), torch.randint(5, (700,))
         weights = torch.ones(700) if weighted else None
-        H = fi.Hessian(model, F.cross_entropy, (x, y), weights=weights)
+        H = make_curvature(kind, model, F.cross_entropy, (x, y), weights=weights)
         seen: dict[int, int] = {}
         keep = {t.untyped_storage().data_ptr() for t in [x, y, *H._leaves]}
 

@@ -75,8 +75,7 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Any, Tensor]:
     elif name == "attention":
         model, x = Attention(), torch.randint(7, (N, 5))
     elif name == "mse":
-        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-        loss, y = F.mse_loss, torch.randn(N, 2, dtype=DOUBLE)
+        model, loss, y = Tied(), F.mse_loss, torch.randn(N, 3, dtype=DOUBLE)
     else:
         assert name == "smooth l1"
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

@@ -1,4 +1,4 @@
-"""Hessian products written out for chains of layers, against dense float64 derivatives."""
+"""Products written out for chains of layers, against dense float64 derivatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import fastif_ext as fi
-from fastif_ext.curvature import layered, layers
+from fastif_ext.curvature import layered, layers, make_curvature
+from fastif_ext.curvature.layers.linear import Linear
+from fastif_ext.curvature.outputs import OutputCurvature
 from fastif_ext.objective import WeightedLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,51 +112,118 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x.double(), torch.randint(3, (N,))
 
 
+KINDS = ("hessian", "gauss-newton")
+
+
+def operator(
+    kind: str, model: nn.Module, loss_fn: Any, x: Tensor, y: Tensor, **options: Any
+) -> Any:
+    """The Hessian or the Gauss-Newton matrix, its products by hand."""
+    H = make_curvature(kind, model, loss_fn, (x, y), **options)
+    assert H.by_hand
+    return H
+
+
 def dense(
-    model: nn.Module, loss_fn: Any, x: Tensor, y: Tensor, weights: Tensor | None = None
+    kind: str, model: nn.Module, loss_fn: Any, x: Tensor, y: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """The Hessian over all trainable parameters by torch.func."""
+    """The matrix over all trainable parameters by torch.func."""
     model = copy.deepcopy(model).eval()
     trainable = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     sizes = [p.numel() for p in trainable.values()]
+    weights = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if weights is None else weights
 
-    def f(flat: Tensor) -> Tensor:
+    def outputs(flat: Tensor) -> Tensor:
         parts = zip(trainable.items(), flat.split(sizes), strict=True)
-        outputs = functional_call(model, {k: t.view_as(p) for (k, p), t in parts}, (x,))
-        if weights is None:
-            return loss_fn(outputs, y)
-        each = [loss_fn(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+        return functional_call(model, {k: t.view_as(p) for (k, p), t in parts}, (x,))
+
+    def loss(z: Tensor) -> Tensor:
+        each = [loss_fn(z[i : i + 1], y[i : i + 1]) for i in range(len(y))]
         return (torch.stack(each) * weights).sum()
 
-    return torch.func.hessian(f)(torch.cat([p.flatten() for p in trainable.values()]))
+    flat = torch.cat([p.flatten() for p in trainable.values()])
+    if kind == "hessian":
+        return torch.func.hessian(lambda p: loss(outputs(p)))(flat)
+    J = torch.func.jacrev(outputs)(flat).flatten(0, 1)
+    B = torch.func.hessian(loss)(outputs(flat)).reshape(len(J), len(J))
+    return J.T @ B @ J
 
 
-def matrix(H: fi.Hessian) -> Tensor:
+def matrix(H: Any) -> Tensor:
     return H @ torch.eye(H.dim, dtype=H.dtype)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_dense(name: str, weighted: bool, chunk_size: int | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_dense(kind: str, name: str, weighted: bool, chunk_size: int | None) -> None:
     model, x, y = case(name)
     weights = torch.rand(N, dtype=torch.float64) if weighted else None
-    H = fi.Hessian(model, F.cross_entropy, (x, y), weights=weights, chunk_size=chunk_size)
-    assert H.by_hand
-    A, wanted = matrix(H), dense(model, F.cross_entropy, x, y, weights)
+    H = operator(kind, model, F.cross_entropy, x, y, weights=weights, chunk_size=chunk_size)
+    A, wanted = matrix(H), dense(kind, model, F.cross_entropy, x, y, weights)
     torch.testing.assert_close(A, wanted, **CLOSE)
     torch.testing.assert_close(H @ torch.ones(H.dim, dtype=H.dtype), wanted.sum(1), **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["mlp", *IMAGES])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss_fn", [F.mse_loss, nn.SmoothL1Loss(), F.l1_loss])
+def test_gauss_newton_of_other_losses(
+    loss_fn: Any, weighted: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layered, "BLOCK", 500)  # some rows at a time
+    model, x, _ = case(name)
+    y = torch.randn(N, 3).double()
+    weights = torch.rand(N, dtype=torch.float64) if weighted else None
+    G = operator("gauss-newton", model, loss_fn, x, y, weights=weights)
+    wanted = dense("gauss-newton", model, loss_fn, x, y, weights)
+    assert bool(wanted.any()) == (loss_fn is not F.l1_loss)
+    torch.testing.assert_close(matrix(G), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mlp", "pooled"])
+def test_output_hessian(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix of one's own in the middle: here for each target another one, not symmetric."""
+    monkeypatch.setattr(layered, "BLOCK", 500)
+    model, x, y = case(name)
+    matrices = torch.randn(3, 3, 3, dtype=torch.float64)
+
+    def middle(outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        scaled = z * outputs.square()
+        return torch.einsum("nab,rnb->rna", matrices[targets], scaled)
+
+    G = fi.GaussNewton(model, (x, y), output_hessian=middle)
+    assert G.by_hand
+    model.eval()
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(o, [*model.parameters()])])
+        for i in range(N)
+        for o in (model(x[i : i + 1])[0, c] for c in range(3))
+    ]
+    J = torch.stack(rows).unflatten(0, (N, 3))
+    B = matrices[y] * model(x).detach().square()[:, None] / N
+    wanted = torch.einsum("nap,nab,nbq->pq", J, B, J)
+    torch.testing.assert_close(matrix(G).T, wanted, **CLOSE)  # of its columns the rows
+
+
+def test_gauss_newton_keeps_less() -> None:
+    model, x, y = case("mlp")
+    H, G = (operator(kind, model, F.cross_entropy, x, y) for kind in KINDS)
+    assert G.graph_bytes < 0.7 * H.graph_bytes
+
+
 @pytest.mark.parametrize("block", [1, 100, 1000])
 @pytest.mark.parametrize("name", ["mlp", *IMAGES])
+@pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_rows_change_nothing(
-    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, y = case(name)
-    H = fi.Hessian(model, F.cross_entropy, (x, y))
+    H = operator(kind, model, F.cross_entropy, x, y)
     whole = matrix(H)
     monkeypatch.setattr(layered, "BLOCK", block)
+    H.renew()
     torch.testing.assert_close(matrix(H), whole, **CLOSE)
 
 
@@ -162,7 +231,7 @@ def test_blocks_of_rows_change_nothing(
 def test_gradients_of_examples(name: str) -> None:
     model, x, _ = case(name)
     total = WeightedLoss(model, F.cross_entropy, (x, torch.zeros(N, dtype=torch.long)))
-    chain = layered.LayeredHessian.of(total)
+    chain = layered.LayeredProducts.of(total, OutputCurvature(total.loss_fn))
     assert chain is not None
     directions = torch.randn(N, 3, dtype=torch.float64)
     found = chain.example_gradients(x, directions)
@@ -174,52 +243,69 @@ def test_gradients_of_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_label_smoothing(smoothing: float) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_label_smoothing(kind: str, smoothing: float) -> None:
     model, x, y = case("mlp")
     loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    H = fi.Hessian(model, loss, (x, y))
-    assert H.by_hand
-    torch.testing.assert_close(matrix(H), dense(model, loss, x, y), **CLOSE)
+    H = operator(kind, model, loss, x, y)
+    torch.testing.assert_close(matrix(H), dense(kind, model, loss, x, y), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [*layers.PIECEWISE_LINEAR, *layers.SMOOTH])
-def test_every_activation(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("activation", [*layers.PIECEWISE_LINEAR, *layers.SMOOTH])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_activation(kind: str, activation: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Linear(4, 5), activation(), nn.Linear(5, 3)).double()
     _, x, y = case("mlp")
-    H = fi.Hessian(model, F.cross_entropy, (x, y))
-    assert H.by_hand
-    torch.testing.assert_close(matrix(H), dense(model, F.cross_entropy, x, y), **CLOSE)
+    H = operator(kind, model, F.cross_entropy, x, y)
+    torch.testing.assert_close(matrix(H), dense(kind, model, F.cross_entropy, x, y), **CLOSE)
 
 
 @pytest.mark.parametrize(
     "params", [["0.bias"], ["3.weight"], ["0.weight", "5.bias"], ["3.*", "5.*"], "mask"]
 )
-def test_selections(params: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_selections(kind: str, params: Any) -> None:
     model, x, y = case("mlp")
     if params == "mask":
         total = sum(p.numel() for p in model.parameters())
         params = torch.rand(total, generator=torch.Generator().manual_seed(0)) < 0.4
-    H = fi.Hessian(model, F.cross_entropy, (x, y), params=params)
-    assert H.by_hand
+    compare_selection(kind, model, x, y, params)
+
+
+@pytest.mark.parametrize("name", ["cnn", "pooled"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_selections_of_images(kind: str, name: str) -> None:
+    """Of each layer with parameters the first, the last, and both with others around them."""
+    model, x, y = case(name)
+    for prefix in [k for k, m in model.named_modules() if any(True for _ in m.parameters(False))]:
+        names = [f"{prefix}.{k}" for k, _ in model.get_submodule(prefix).named_parameters()]
+        top = [k for k, _ in model.named_parameters()][-1]
+        for params in (names[:1], names[-1:], [names[0], top], [names[-1], top]):
+            compare_selection(kind, model, x, y, params)
+
+
+def compare_selection(kind: str, model: nn.Module, x: Tensor, y: Tensor, params: Any) -> None:
+    H = operator(kind, model, F.cross_entropy, x, y, params=params)
     place = H.selection.embed(torch.ones(1, H.dim)).bool()[0]
-    wanted = dense(model, F.cross_entropy, x, y)[place][:, place]
+    wanted = dense(kind, model, F.cross_entropy, x, y)[place][:, place]
     torch.testing.assert_close(matrix(H), wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("frozen", ["0.", "3.weight", "0.0.bias"])
-def test_frozen_parameters(frozen: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_parameters(kind: str, frozen: str) -> None:
     model, x, y = case("cnn" if frozen == "0.0.bias" else "mlp")
     for name, p in model.named_parameters():
         p.requires_grad_(not name.startswith(frozen))
-    H = fi.Hessian(model, F.cross_entropy, (x, y))
-    assert H.by_hand
-    torch.testing.assert_close(matrix(H), dense(model, F.cross_entropy, x, y), **CLOSE)
+    H = operator(kind, model, F.cross_entropy, x, y)
+    torch.testing.assert_close(matrix(H), dense(kind, model, F.cross_entropy, x, y), **CLOSE)
 
 
-def test_later_changes_of_the_model_do_not_matter() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_changes_of_the_model_do_not_matter(kind: str) -> None:
     model, x, y = case("mlp")
-    H = fi.Hessian(model, F.cross_entropy, (x, y))
+    H = operator(kind, model, F.cross_entropy, x, y)
     wanted = matrix(H)
     with torch.no_grad():
         model[0].weight.zero_()
@@ -228,12 +314,21 @@ def test_later_changes_of_the_model_do_not_matter() -> None:
     assert model.training
 
 
-def test_float32_is_as_accurate_as_double_backward() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_as_accurate_as_torch(kind: str) -> None:
     model, x, y = case("cnn")
-    wanted = dense(model, F.cross_entropy, x, y)
-    H = fi.Hessian(model.float(), F.cross_entropy, (x.float(), y))
-    assert H.by_hand
+    wanted = dense(kind, model, F.cross_entropy, x, y)
+    H = operator(kind, model.float(), F.cross_entropy, x.float(), y)
     assert (matrix(H) - wanted).abs().max() < 3e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_disagrees_with_torch_is_not_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = case("mlp")
+    monkeypatch.setattr(Linear, "pull", lambda self, job, kept, memory, back: 2 * back @ job.own)
+    H = make_curvature(kind, model, F.cross_entropy, (x, y))
+    assert not H.by_hand
+    torch.testing.assert_close(matrix(H), dense(kind, model, F.cross_entropy, x, y), **CLOSE)
 
 
 class Own(nn.Linear):
@@ -283,24 +378,26 @@ def with_a_scale() -> nn.Module:
         lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)),
     ],
 )
-def test_other_models_go_by_double_backward(build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_models_go_by_torch(kind: str, build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     _, x, y = case("mlp")
     model = build().double()
-    H = fi.Hessian(model, F.cross_entropy, (x, y))
+    H = make_curvature(kind, model, F.cross_entropy, (x, y))
     assert not H.by_hand
-    torch.testing.assert_close(matrix(H), dense(model, F.cross_entropy, x, y), **CLOSE)
+    torch.testing.assert_close(matrix(H), dense(kind, model, F.cross_entropy, x, y), **CLOSE)
 
 
-def test_other_losses_go_by_double_backward() -> None:
+def test_hessians_of_other_losses_go_by_double_backward() -> None:
     model, x, _ = case("mlp")
     y = torch.randn(N, 3).double()
     assert not fi.Hessian(model, F.mse_loss, (x, y)).by_hand
 
 
-def test_sequences_go_by_double_backward() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_go_by_torch(kind: str) -> None:
     _, x, y = case("mlp")
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)).double()
-    H = fi.Hessian(model, F.cross_entropy, (x.view(N, 2, 2), y))
+    H = make_curvature(kind, model, F.cross_entropy, (x.view(N, 2, 2), y))
     assert not H.by_hand
     H @ torch.ones(H.dim, dtype=H.dtype)

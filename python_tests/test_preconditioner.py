@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.functional import cross_entropy, mse_loss
 
 import fastif_ext as fi
-from fastif_ext.curvature import factor
+from fastif_ext.curvature import factor, make_curvature
 from fastif_ext.curvature.factor import output_directions, rows_worth_taking
 from fastif_ext.preconditioner import LowRankPreconditioner
 from fastif_ext.training import train_lbfgs
@@ -127,13 +127,14 @@ class TestOutputDirections:
 @pytest.mark.usefixtures("small_counts")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
 def test_all_rows_make_the_gauss_newton_matrix(
-    name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factor, "MOST_ROWS", 10**6)
     model, x, y = case(name)
     weights = torch.rand(len(x), dtype=torch.float64) if weighted else None
-    H = fi.Hessian(model, cross_entropy, (x, y), weights=weights, chunk_size=11)
+    H = make_curvature(kind, model, cross_entropy, (x, y), weights=weights, chunk_size=11)
     assert H.by_hand == (name == "layered")
     M = H.preconditioner(0.3, 1000)
     assert M is not None

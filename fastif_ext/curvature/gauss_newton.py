@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastif_ext import ops
-from fastif_ext.curvature.operator import CurvatureOperator, batched_vjp
+from fastif_ext.curvature.by_hand import ByHand
+from fastif_ext.curvature.layered import LayeredProducts
+from fastif_ext.curvature.operator import batched_vjp
+from fastif_ext.curvature.outputs import OutputCurvature, OutputHessian, Outputs
 from fastif_ext.data import Data
-from fastif_ext.objective import Chunk, Loss, differentiable, is_cross_entropy, per_example
+from fastif_ext.objective import Chunk, Loss, differentiable
 from fastif_ext.parameters import Params
 
-OutputHessian = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-
-class _Prepared(NamedTuple):
+class _Graph(NamedTuple):
     inputs: Any
-    targets: Tensor
-    weights: Tensor
-    """One per row."""
     outputs: Tensor
     """With the graph that leads back to the parameters."""
-    probs: Tensor | None
-    """Their softmax, for cross-entropy."""
+    top: Outputs
 
 
-class GaussNewton(CurvatureOperator):
+class GaussNewton(ByHand):
     """The generalised Gauss-Newton matrix ``sum_i w_i J_i^T (d2 loss / d outputs2) J_i``.
 
     Positive semi-definite for every loss that is convex in the outputs, so that small damping
     suffices, and equal to the Hessian where the model is linear in the selected parameters. A
     product is one forward-mode derivative, the Hessian of the loss in the outputs, and one backward
-    pass: no double backward.
+    pass: no double backward. For the chains of layers for which Hessian's products are written out
+    so are these, whatever the loss; where they agree with torch's on a few rows.
 
     Args:
         model: any network whose outputs are a tensor; as in Hessian, and so are all that are not
@@ -50,6 +46,9 @@ class GaussNewton(CurvatureOperator):
         params: the selected parameters.
         chunk_size: rows per chunk.
         graph_memory: bytes that kept graphs may take.
+
+    Attributes:
+        by_hand: whether the products are written out. Others as in Hessian.
 
     Raises:
         ValueError: arguments that do not fit; outputs that are no tensor.
@@ -75,8 +74,7 @@ class GaussNewton(CurvatureOperator):
         chunk_size: int | None = None,
         graph_memory: int = 1 << 30,
     ) -> None:
-        self._output_hessian = output_hessian
-        self._softmax = output_hessian is None and is_cross_entropy(loss_fn)
+        self._top = OutputCurvature(loss_fn, output_hessian)
         super().__init__(
             model,
             loss_fn,
@@ -87,38 +85,25 @@ class GaussNewton(CurvatureOperator):
             graph_memory=graph_memory,
         )
 
-    def _prepare(self, chunk: Chunk) -> _Prepared:
+    def _is_softmax(self) -> bool:
+        return self._top.is_softmax
+
+    def _write_out(self) -> LayeredProducts | None:
+        return LayeredProducts.of(self._loss, self._top, gauss_newton=True)
+
+    def _graph(self, chunk: Chunk) -> _Graph:
         inputs, targets, weights = chunk
         with differentiable(self._loss.model), torch.enable_grad():
             outputs = _tensor(self._loss.outputs(inputs))
         if outputs.requires_grad:
             self._loss.note_connection()
-        if weights is None:
-            weights = outputs.new_full((len(outputs),), 1 / self.rows)
-        softmax = self._softmax and outputs.dim() == 2
-        probs = outputs.detach().softmax(1) if softmax else None
-        return _Prepared(inputs, targets, weights.to(outputs.dtype), outputs, probs)
+        shares = self._loss.shares(outputs, weights)
+        return _Graph(inputs, outputs, self._top.prepare(outputs, targets, shares))
 
-    def _is_softmax(self) -> bool:
-        return self._softmax
-
-    def _multiply(self, prepared: _Prepared, directions: list[Tensor]) -> list[Tensor]:
-        z = self._outputs_along(prepared.inputs, directions)
-        if prepared.probs is not None:
-            u = ops.softmax_hvp(prepared.probs, z, prepared.weights).to(z.dtype)
-        else:
-            outputs, targets = prepared.outputs.detach(), prepared.targets
-            if self._output_hessian is not None:
-                u = self._output_hessian(outputs, targets, z)
-            else:
-                u = self._loss_curvature(outputs, targets, z)
-            if u.shape != z.shape:
-                raise ValueError(
-                    f"output_hessian must return a tensor of z's shape {list(z.shape)}, got "
-                    f"{list(u.shape)}"
-                )
-            u = u * prepared.weights.view(-1, *[1] * (outputs.dim() - 1))
-        return batched_vjp([prepared.outputs], self._leaves, [u])
+    def _through(self, graph: _Graph, directions: list[Tensor]) -> list[Tensor]:
+        z = self._outputs_along(graph.inputs, directions)
+        u = self._top.multiply(graph.top, z)
+        return batched_vjp([graph.outputs], self._leaves, [u])
 
     def _outputs_along(self, inputs: Any, directions: list[Tensor]) -> Tensor:
         """Directional derivatives of the outputs, [R, b, ...], by forward mode."""
@@ -134,14 +119,6 @@ class GaussNewton(CurvatureOperator):
             if directions[0].shape[0] == 1:  # vmap has a cost of its own
                 return along(*(d[0] for d in directions))[None]
             return torch.func.vmap(along)(*directions)
-
-    def _loss_curvature(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
-        """Each example's d2 loss / d outputs2 times z, by autograd through the loss alone."""
-        with torch.enable_grad():
-            at = outputs.requires_grad_()
-            losses = per_example(self._loss.loss_fn, at, targets)
-            (slope,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
-        return batched_vjp([slope], [at], [z])[0]
 
 
 def _tensor(outputs: Any) -> Tensor:

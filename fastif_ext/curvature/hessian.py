@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from fastif_ext.curvature.layered import LayeredHessian
-from fastif_ext.curvature.operator import FEW, CurvatureOperator, batched_vjp
-from fastif_ext.data import Data, batch_rows, tensors_of
-from fastif_ext.device import full_precision
-from fastif_ext.objective import Chunk, Loss
+from fastif_ext.curvature.by_hand import ByHand
+from fastif_ext.curvature.layered import LayeredProducts
+from fastif_ext.curvature.operator import batched_vjp
+from fastif_ext.curvature.outputs import OutputCurvature
+from fastif_ext.data import Data
+from fastif_ext.objective import Chunk, Loss, is_cross_entropy
 from fastif_ext.parameters import Params
 
 
-class Hessian(CurvatureOperator):
+class Hessian(ByHand):
     """Hessian of the mean loss (or of ``sum_i w_i loss(z_i)``) over a fixed set of rows.
 
     A symmetric linear operator: ``H @ v`` by double backward. The gradient's graph is built once
@@ -75,52 +73,14 @@ class Hessian(CurvatureOperator):
             graph_memory=graph_memory,
         )
 
-    @property
-    def by_hand(self) -> bool:
-        """Whether products are written out (see fastif_ext.curvature.layered), not autograd's."""
-        return self._layered is not None
+    def _write_out(self) -> LayeredProducts | None:
+        loss_fn = self._loss.loss_fn
+        if not is_cross_entropy(loss_fn):
+            return None
+        return LayeredProducts.of(self._loss, OutputCurvature(loss_fn))
 
-    def _try_product(self) -> None:
-        """Products by hand, where they can be had and agree with autograd's; or autograd's."""
-        self._layered: LayeredHessian | None = None
-        layered = LayeredHessian.of(self._loss)
-        if layered is not None:
-            chunk = next(self._loss.chunks(FEW))
-            directions = self._random_directions(1)
-            with full_precision(self.device):
-                prepared = layered.prepare(chunk)
-                if prepared is not None:
-                    found = layered.multiply(prepared, directions)
-                    graph = self._loss.gradient(chunk, graph=True)
-                    wanted = batched_vjp(graph, self._leaves, directions)
-                    largest = max((float(w.abs().max()) for w in wanted if w.numel()), default=0.0)
-                    tolerance = 1e3 * torch.finfo(self.dtype).eps * largest
-                    if all(
-                        torch.allclose(f, w, rtol=0, atol=tolerance)
-                        for f, w in zip(found, wanted, strict=True)
-                    ):
-                        self._layered = layered
-                        return
-        super()._try_product()
+    def _graph(self, chunk: Chunk) -> list[Tensor]:
+        return self._loss.gradient(chunk, graph=True)
 
-    def _graph_bytes_per_row(self) -> float:
-        if self._layered is None:
-            return super()._graph_bytes_per_row()
-        chunk = next(self._loss.chunks(FEW))  # what is kept by hand is so many numbers for each row
-        kept = tensors_of(self._layered.prepare(chunk))
-        return sum(t.nbytes for t in kept) / batch_rows(chunk[0])
-
-    def _prepare(self, chunk: Chunk) -> Any:
-        if self._layered is None:
-            return self._loss.gradient(chunk, graph=True)
-        return self._layered.prepare(chunk)
-
-    def _multiply(self, prepared: Any, directions: list[Tensor]) -> list[Tensor]:
-        if self._layered is None:
-            return batched_vjp(prepared, self._leaves, directions)
-        return self._layered.multiply(prepared, directions)
-
-    def _example_gradients(self, inputs: Any, directions: Tensor) -> list[Tensor]:
-        if self._layered is None:
-            return super()._example_gradients(inputs, directions)
-        return self._layered.example_gradients(inputs, directions)
+    def _through(self, graph: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+        return batched_vjp(graph, self._leaves, directions)

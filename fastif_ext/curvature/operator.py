@@ -116,8 +116,7 @@ class CurvatureOperator(ABC):
             if not isinstance(outputs, Tensor) or outputs.dim() != 2:
                 return None
             logits.append(outputs)
-            mean = outputs.new_full((len(outputs),), 1 / self.rows)
-            shares.append(mean if weights is None else weights.to(outputs.dtype))
+            shares.append(self._loss.shares(outputs, weights))
         chosen = output_directions(torch.cat(logits).softmax(1), torch.cat(shares), count)
         if chosen is None:
             return None

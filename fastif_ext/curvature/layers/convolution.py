@@ -1,7 +1,8 @@
-"""Convolutions in a Hessian product.
+"""Convolutions in a curvature product.
 
-What a direction V does to the input a and what the weights W do to R{a} is one convolution of both
-beside each other in the channels, V a + W R{a} = (V W) (a; R{a}); and so on the way back.
+What the weights W do goes over all directions' images at once, what a direction V does over the
+inputs a once for each. On the way back in a Hessian both are one convolution beside each other in
+the channels, W^T R{delta} + V^T delta = (W V)^T (R{delta}; delta).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Convolution(Layer):
         """The layer's outputs."""
         return conv2d(a, self.values["weight"], self.values.get("bias"), *self._windows)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Inputs and gradient in the outputs."""
-        return Kept(channels_behind(a), channels_behind(delta))
+        return Kept(channels_behind(a), None if delta is None else channels_behind(delta))
 
     def start(self, directions: Named, count: int) -> Job:
         """The directions and the layer's own weights, [..., out, in, h, w] in channels_last."""
@@ -57,30 +58,32 @@ class Convolution(Layer):
         return job
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
-        """V a + b' + W R{a}, and R{a}."""
+        """V a + b' + W R{a}, and for a Hessian R{a}."""
         a, delta = kept
         assert a is not None
-        assert delta is not None
         assert job.own is not None
-        if job.weight is not None:
-            parts = []
-            for r, weight in enumerate(job.weight):
-                seen = a
-                if along is not None:
-                    seen, weight = torch.cat([a, along[r]], -1), torch.cat([weight, job.own], 1)
-                parts.append(self._forward(seen, weight, None if job.bias is None else job.bias[r]))
-            return torch.stack(parts), along
-        if along is None:
-            result = delta.new_zeros(job.count, *delta.shape)
-        else:
+        result = None
+        if along is not None:
             result = self._forward(along.flatten(0, 1), job.own, None).unflatten(0, (job.count, -1))
-        return result if job.bias is None else result.add_(job.bias[:, None, None, None]), along
+            if job.weight is None:
+                return result if job.bias is None else result.add_(
+                    job.bias[:, None, None, None]
+                ), None
+        weights = job.weight
+        if weights is None:  # in the first layer, of which the bias alone is selected
+            weights = job.own.new_zeros(job.count, *job.own.shape)
+        biases = [None] * job.count if job.bias is None else job.bias
+        terms = [self._forward(a, *own) for own in zip(weights, biases, strict=True)]
+        if result is None:
+            return torch.stack(terms), None
+        for of_direction, term in zip(result, terms, strict=True):
+            of_direction.add_(term)
+        return result, None if delta is None else along
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
-        """R{delta} a^T + delta R{a}^T, and W^T R{delta} + V^T delta."""
+    def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
+        """R{delta} a^T + delta R{a}^T."""
         a, delta = kept
         assert a is not None
-        assert delta is not None
         assert job.own is not None
         if job.bias is not None:
             job.add("bias", back.sum((1, 2, 3)))
@@ -89,18 +92,24 @@ class Convolution(Layer):
             for r, slope in enumerate(back):
                 gradient = self._backward(slope, a, job.own, 1)
                 if memory is not None:
+                    assert delta is not None
                     gradient = gradient.add_(self._backward(delta, memory[r], job.own, 1))
                 gradients.append(gradient)
             job.add("weight", torch.stack(gradients))
-        if memory is None:
-            return None
-        if job.weight is None:
-            below = self._backward(back.flatten(0, 1), memory.flatten(0, 1), job.own, 0)
+
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
+        """W^T R{delta} + V^T delta."""
+        a, delta = kept
+        assert a is not None
+        assert job.own is not None
+        if delta is None or job.weight is None:
+            inputs = a.new_empty(job.count * len(a), *a.shape[1:])  # their shape is what counts
+            below = self._backward(back.flatten(0, 1), inputs, job.own, 0)
             return channels_behind(below).unflatten(0, (job.count, -1))
         parts = []
-        for r, (slope, weight) in enumerate(zip(back, job.weight, strict=True)):
+        for slope, weight in zip(back, job.weight, strict=True):
             slope, weight = torch.cat([slope, delta], -1), torch.cat([job.own, weight])
-            parts.append(self._backward(slope, memory[r], weight, 0).movedim(1, -1))
+            parts.append(self._backward(slope, a, weight, 0).movedim(1, -1))
         return torch.stack(parts)
 
     def _forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

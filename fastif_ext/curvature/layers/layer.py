@@ -1,4 +1,6 @@
-"""What a layer does in a Hessian product, and the layers without weights; see layered.py.
+"""What a layer does in a curvature product, and the layers without weights; see layered.py.
+
+A gradient in the outputs that is None counts as zero, in products with the Gauss-Newton matrix.
 
 What is kept of n rows is [n, C], of images [n, h, w, C]; derivatives along R directions have one
 more axis in front, [R, n, ...]. So the images of all directions are one batch in channels_last.
@@ -24,7 +26,7 @@ class Kept(NamedTuple):
     first: Tensor | None = None
     """Of an elementwise layer the slope; of others what is multiplied by the weights."""
     second: Tensor | None = None
-    """The gradient in the output; of an elementwise layer times the second derivative."""
+    """The gradient in the outputs; of an elementwise layer times the second derivative."""
 
     def rows(self, part: slice) -> Kept:
         """Those of some rows."""
@@ -77,7 +79,7 @@ class Layer:
         """The layer's outputs."""
         return a.view_as(a)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """What products need, from inputs and the loss's gradient in the outputs."""
         return Kept()
 
@@ -86,14 +88,17 @@ class Layer:
         return Job(count, directions.get("weight"), directions.get("bias"))
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
-        """R{outputs} from R{inputs}, which may be overwritten, and what `pull` needs of it."""
+        """R{outputs} from R{inputs}, which may be overwritten, and what is needed on the way back.
+
+        R{inputs} is None for zero, in the first layer.
+        """
         return along, None
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
-        """R{gradient in the inputs} from that in the outputs, which may be overwritten.
+    def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
+        """Adds R{gradient in the parameters} to the job's sums, from that in the outputs."""
 
-        Adds R{gradient in the parameters} to the job's sums. None where nothing below is selected.
-        """
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
+        """R{gradient in the inputs} from that in the outputs, which may be overwritten."""
         return back
 
     def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
@@ -125,7 +130,7 @@ class Flatten(Layer):
             return along, None
         return along.movedim(-1, -3).flatten(2), along.shape
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
         """R{gradient} in the inputs."""
         if memory is None:
             return back
@@ -144,13 +149,14 @@ class Elementwise(Layer):
         """The layer's outputs."""
         return self.module(a.clone() if getattr(self.module, "inplace", False) else a)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Slope and bend."""
-        curved = not isinstance(self.module, PIECEWISE_LINEAR)
+        if isinstance(self.module, PIECEWISE_LINEAR):
+            delta = None
         with torch.enable_grad():
             at = a.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.run(at).sum(), at, create_graph=curved)
-            bend = torch.autograd.grad(slope.sum(), at)[0] * delta if curved else None
+            (slope,) = torch.autograd.grad(self.run(at).sum(), at, create_graph=delta is not None)
+            bend = None if delta is None else torch.autograd.grad(slope.sum(), at)[0] * delta
         slope = channels_behind(slope.detach())
         return Kept(slope, None if bend is None else channels_behind(bend))
 
@@ -162,7 +168,7 @@ class Elementwise(Layer):
             return along.mul_(kept.first), None
         return along * kept.first, along.mul_(kept.second)
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
         """R{gradient} in the inputs."""
         assert kept.first is not None
         return back.mul_(kept.first) if memory is None else memory.addcmul_(back, kept.first)

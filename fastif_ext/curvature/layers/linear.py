@@ -1,4 +1,4 @@
-"""Linear layers in a Hessian product: two matrix products up, four down."""
+"""Linear layers in a curvature product: two matrix products up, two down, in a Hessian four."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Linear(Layer):
         """The layer's outputs."""
         return linear(a, self.values["weight"], self.values.get("bias"))
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Inputs and gradient in the outputs."""
         return Kept(a, delta)
 
@@ -34,7 +34,7 @@ class Linear(Layer):
         return job
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
-        """V a + b' + W R{a}, and R{a}."""
+        """V a + b' + W R{a}, and for a Hessian R{a}."""
         assert kept.first is not None
         assert job.own is not None
         result = None if along is None else along @ job.own.T
@@ -46,25 +46,28 @@ class Linear(Layer):
         elif job.bias is not None:
             term = job.bias[:, None].expand(-1, len(kept.first), -1)
             result = term.contiguous() if result is None else result.add_(term)
-        return result, along
+        return result, None if kept.second is None or job.weight is None else along
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
-        """R{delta} a^T + delta R{a}^T, and W^T R{delta} + V^T delta."""
+    def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
+        """R{delta} a^T + delta R{a}^T."""
         assert kept.first is not None
-        assert kept.second is not None
-        assert job.own is not None
-        delta = kept.second.expand(job.count, -1, -1)
         if job.bias is not None:
             job.add("bias", back.sum(1))
         if job.weight is not None:
             wide = back.transpose(0, 1).flatten(1)  # [n, R out]
             job.add("weight", (wide.T @ kept.first).unflatten(0, (job.count, -1)))
-            if memory is not None:
-                job.sums["weight"].baddbmm_(delta.mT, memory)
-        if memory is None:
-            return None
+        if memory is not None:
+            assert kept.second is not None
+            delta = kept.second.expand(job.count, -1, -1)
+            job.sums["weight"].baddbmm_(delta.mT, memory)
+
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
+        """W^T R{delta} + V^T delta."""
+        assert job.own is not None
         below = back @ job.own
-        return below if job.weight is None else below.baddbmm_(delta, job.weight)
+        if kept.second is None or job.weight is None:
+            return below
+        return below.baddbmm_(kept.second.expand(job.count, -1, -1), job.weight)
 
     def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
         """delta a^T."""

@@ -1,4 +1,4 @@
-"""Batch normalization in a Hessian product: by fixed statistics a factor and a shift."""
+"""Batch normalization in a curvature product: by fixed statistics a factor and a shift."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class BatchNorm(Layer):
         weight, bias = self.values.get("weight"), self.values.get("bias")
         return batch_norm(a, self._mean, self._variance, weight, bias, eps=self._eps)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Normalized inputs, and the gradient in the outputs."""
         normalized = batch_norm(a, self._mean, self._variance, eps=self._eps)
-        return Kept(channels_behind(normalized), channels_behind(delta))
+        return Kept(channels_behind(normalized), None if delta is None else channels_behind(delta))
 
     def start(self, directions: Named, count: int) -> Job:
         """The directions, and the layer's own weights or 1."""
@@ -54,37 +54,44 @@ class BatchNorm(Layer):
         return job
 
     def push(self, job: Job, kept: Kept, along: Tensor | None) -> tuple[Tensor | None, Any]:
-        """V a + b' + W R{a} with normalized a, and this R{a}."""
-        a = kept.first
+        """V a + b' + W R{a} with normalized a, and for a Hessian this R{a}."""
+        a, delta = kept
         assert a is not None
         assert job.own is not None
-        memory = None if along is None else along.mul_(self._scale)
-        result = a.new_zeros(job.count, *a.shape) if memory is None else memory * job.own
+        memory = None
+        if along is None:
+            result = a.new_zeros(job.count, *a.shape)
+        elif delta is None or job.weight is None:
+            result = along.mul_(self._scale * job.own)
+        else:
+            memory = along.mul_(self._scale)
+            result = memory * job.own
         if job.weight is not None:
             result.addcmul_(_spread(job.weight, a), a)
         if job.bias is not None:
             result.add_(_spread(job.bias, a))
         return result, memory
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
-        """R{delta} a + delta R{a}, and W R{delta} + V delta times the scale."""
+    def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
+        """R{delta} a + delta R{a}."""
         a, delta = kept
         assert a is not None
-        assert delta is not None
-        assert job.own is not None
         places = tuple(range(1, back.dim() - 1))
         if job.bias is not None:
             job.add("bias", back.sum(places))
         if job.weight is not None:
             job.add("weight", (back * a).sum(places))
-            if memory is not None:
-                job.add("weight", (memory * delta).sum(places))
-        if memory is None:
-            return None
-        below = back.mul_(job.own)
-        if job.weight is not None:
-            below.addcmul_(_spread(job.weight, a), delta)
-        return below.mul_(self._scale)
+        if memory is not None:
+            job.add("weight", (memory * delta).sum(places))
+
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
+        """W R{delta} + V delta, times the scale."""
+        a, delta = kept
+        assert a is not None
+        assert job.own is not None
+        if delta is None or job.weight is None:
+            return back.mul_(self._scale * job.own)
+        return back.mul_(job.own).addcmul_(_spread(job.weight, a), delta).mul_(self._scale)
 
     def example_gradients(self, kept: Kept) -> dict[str, Tensor]:
         """delta a, summed over places."""

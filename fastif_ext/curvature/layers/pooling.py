@@ -1,4 +1,4 @@
-"""Pooling in a Hessian product: linear at the inputs that were kept."""
+"""Pooling in a curvature product: linear at the inputs that were kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MaxPool(Layer):
         """The layer's outputs."""
         return self.module(a)
 
-    def keep(self, a: Tensor, delta: Tensor) -> Kept:
+    def keep(self, a: Tensor, delta: Tensor | None) -> Kept:
         """Where the largest inputs are, [n, h', w', C], counted through an image."""
         m: Any = self.module
         windows = m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode
@@ -49,7 +49,7 @@ class MaxPool(Layer):
         found = along.flatten(2, 3).gather(2, _index(kept.first, job.count))
         return found.unflatten(2, kept.first.shape[1:3]), along.shape
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
         """R{gradient} in the inputs, whose sums are in the same order on every device."""
         assert kept.first is not None
         images = back.new_zeros(memory).flatten(2, 3)
@@ -84,7 +84,7 @@ class AveragePool(Layer):
         found = channels_behind(self.module(as_images(along.flatten(0, 1))))
         return found.unflatten(0, along.shape[:2]), along.shape
 
-    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor | None:
+    def pull(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> Tensor:
         """R{gradient} in the inputs."""
         with torch.enable_grad():
             inputs = as_images(back.new_zeros(memory).flatten(0, 1)).requires_grad_()
