@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import fastif_ext as fi
 from fastif_ext import directional, products
 from fastif_ext.directional import DirectionalDerivatives
+from fastif_ext.example_runs import ByExample
 from fastif_ext.layer_runs import Hooked
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss
+from fastif_ext.parameters import Selection
 from fastif_ext.training import train_lbfgs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,6 +122,88 @@ class Tokens(nn.Module):
         return self.head(self.layer(self.embed(x)).mean(1))
 
 
+class Signal(nn.Module):
+    """Convolutions along one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=2)
+        self.b = nn.Conv1d(4, 4, 2, padding="same", padding_mode="circular", groups=2)
+        self.c = nn.Conv1d(4, 2, 3, padding=1, padding_mode="reflect", bias=False)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(torch.tanh(self.b(torch.tanh(self.a(x))))).tanh().mean(2))
+
+
+class Language(nn.Module):
+    """The next word's logits; places are looked up once, words go out by the table they came by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(7, 4), nn.Embedding(6, 4)
+        self.first, self.mix, self.drop = nn.LayerNorm(4), nn.Linear(4, 12), nn.Dropout(0.1)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.table(x) + self.places(torch.arange(x.shape[1])))
+        q, k, v = self.mix(self.first(x)).chunk(3, -1)
+        return self.head(x + F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+class Patches(nn.Module):
+    """A class token and places of no layer, attention of PyTorch's own, a scale for all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, 4, 3, stride=3)
+        self.token, self.places = (
+            nn.Parameter(torch.randn(1, 1, 4)),
+            nn.Parameter(torch.randn(5, 4)),
+        )
+        self.attention, self.norm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LayerNorm(4)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        x = x + self.scale * self.attention(self.norm(x), x, x, need_weights=False)[0]
+        return self.head(x[:, 0])
+
+
+class Frames(nn.Module):
+    """Pictures of a film as rows of the batch, which layers with channels see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.group = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(2, 2)
+        self.b, self.mix = nn.Conv1d(2, 2, 1), nn.Linear(2, 3)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        x = self.group(torch.tanh(self.norm(self.a(x.flatten(0, 1)))))
+        x = self.mix(torch.tanh(self.b(x.flatten(2))).mean(2))
+        return torch.tanh(x).view(n, -1, 3).mean(1)
+
+
+class Asking(nn.Module):
+    """A parameter of no layer, and a look at the inputs that decides what is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift = nn.Linear(3, 3), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.tanh(x + self.shift) if x.abs().max() < 1e9 else x)
+
+
+def next_words(outputs: Tensor, words: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), words.flatten())
+
+
 def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
     torch.manual_seed(3)
     n = N + T
@@ -162,6 +246,18 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
         model = Tied()
     elif name == "loose":
         model = Loose()
+    elif name == "signal":
+        model, x = Signal(), torch.randn(n, 2, 9, dtype=DOUBLE)
+    elif name == "language":
+        x = torch.randint(7, (n, 6))
+        model, loss, x, y = Language(), next_words, x[:, :5], x[:, 1:]
+    elif name == "patches":
+        model, x = Patches(), torch.randn(n, 1, 6, 6, dtype=DOUBLE)
+    elif name == "frames":
+        model, x = Frames(), torch.randn(n, 2, 1, 4, 4, dtype=DOUBLE)
+        loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    elif name == "asking":
+        model = Asking()
     else:
         model, x = Tokens() if name == "tokens" else Text(), torch.randint(7, (n, 5))
     return model.double().train(), loss, x, y
@@ -177,10 +273,22 @@ CASES = [
     "normalized",
     "residual",
     "text",
+    "signal",
     "tied",
     "loose",
     "tokens",
+    "language",
+    "patches",
+    "frames",
+    "asking",
 ]
+OUTSIDE = {
+    "tokens": ["layer.self_attn.*"],
+    "language": [],
+    "patches": ["token", "places", "scale", "attention.*"],
+    "frames": [],
+}
+"""Networks that whole batches do not go through layer by layer: parameters outside of layers."""
 
 
 def gradients(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -215,11 +323,16 @@ class TestDirectionalDerivatives:
         chosen = directional.DirectionalDerivatives(total)(x, y, directions)
         torch.testing.assert_close(chosen, want, **options)
         layers = Layers.of(total)
-        assert (layers is None) == (name == "tokens")  # attention's weights are in no such layer
+        assert (layers is None) == (name in ("tokens", "patches", "asking"))
         if layers is not None:
             found = layers.derivatives(x, y, directions)
-            close = torch.allclose(found, want, **options)
-            assert close == (name != "loose")  # forward mode stands in there
+            if name in OUTSIDE:  # rows of examples and of other things
+                assert found is None
+            else:
+                assert torch.allclose(found, want, **options) == (name != "loose")
+        if name != "asking":
+            found = Layers.by_example(total).derivatives(x, y, directions)
+            assert torch.allclose(found, want, **options) == (name != "loose")
         assert all(m.training for m in model.modules())
         assert not any(m._forward_hooks for m in model.modules())
 
@@ -228,11 +341,20 @@ class TestDirectionalDerivatives:
         """More rows for a small network, within limits."""
         model, loss, x, y = case(name)
         chosen = directional.DirectionalDerivatives(WeightedLoss(model, loss, (x, y)))
-        if name in ("tokens", "loose"):
+        if name == "asking":
+            assert chosen.layers is None
             assert chosen.rows() == 512
             return
         assert chosen.layers is not None
         most = directional.IN_FLIGHT // chosen.layers.numbers_per_row
+        if chosen.layers.gradient_per_row:
+            assert name in OUTSIDE or name == "loose"
+            assert chosen.rows() == 512
+            chosen.layers.gradient_per_row = directional.GRADIENTS // 5
+            assert chosen.rows() == 5
+            chosen.layers.gradient_per_row *= 10
+            assert chosen.rows() == 1
+            return
         assert chosen.rows() == min(8192, most)
         assert most > 4096
         if name == "mlp":  # 3 outputs after a hidden layer
@@ -240,6 +362,43 @@ class TestDirectionalDerivatives:
             assert chosen.layers.numbers_per_row == width
         chosen.layers.numbers_per_row = 10**6
         assert chosen.rows() == 32
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_parameters_outside_of_layers(self, name: str) -> None:
+        """They alone get gradients; whichever are selected, whatever else has its own."""
+        model, loss, x, y = case(name)
+        whole = WeightedLoss(model, loss, (x, y))
+        outside = Selection(model, OUTSIDE[name]) if OUTSIDE[name] else None
+        layers = DirectionalDerivatives(whole).layers
+        assert layers is not None
+        assert isinstance(layers._run, ByExample)
+        assert layers.gradient_per_row == (0 if outside is None else outside.dim)
+        g = gradients(model, loss, x, y)
+        inside = [k for k in whole.leaves if outside is None or k not in outside.touched]
+        some = torch.rand(g.shape[1]) < 0.5
+        for params in (inside[::2], [inside[0], *OUTSIDE[name][:1]], OUTSIDE[name] or inside, some):
+            total = WeightedLoss(model, loss, (x, y), params=params)
+            v = torch.randn(4, total.selection.dim, dtype=DOUBLE)
+            derivatives = DirectionalDerivatives(total)
+            assert derivatives.layers is not None
+            got = derivatives(x, y, total.selection.split(v))
+            torch.testing.assert_close(got, v @ total.selection.restrict(g).T)
+
+    def test_a_weight_used_outside_of_its_layer_gets_gradients(self) -> None:
+        model, loss, x, y = case("loose")
+        layers = DirectionalDerivatives(WeightedLoss(model, loss, (x, y))).layers
+        assert layers is not None
+        assert layers.gradient_per_row == 9  # and not the 3 of the bias
+
+    def test_sequences_of_several_lengths(self) -> None:
+        model, loss, x, y = case("language")
+        total = WeightedLoss(model, loss, (x, y))
+        derivatives = DirectionalDerivatives(total)
+        v = torch.randn(2, total.selection.dim, dtype=DOUBLE)
+        for length in (5, 3, 4):
+            few = x[:, :length], y[:, :length]
+            got = derivatives(*few, total.selection.split(v))
+            torch.testing.assert_close(got, v @ gradients(model, loss, *few).T)
 
     @pytest.mark.parametrize("flat", ["view", "flatten"])
     def test_images_in_the_order_a_model_takes(self, flat: str) -> None:
@@ -418,6 +577,34 @@ def test_leave_one_out_retraining() -> None:
         assert torch.equal(scores[t][large].sign(), true[t][large].sign())
 
 
+def test_dict_inputs_and_a_parameter_outside_of_layers() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(4, 3), nn.Linear(3, 3)
+            self.mix = nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, *, words: Tensor, mask: Tensor) -> Tensor:
+            x = torch.tanh(self.table(words) @ self.mix) * mask[..., None]
+            return self.head(x.sum(1))
+
+    torch.manual_seed(1)
+    model, words, y = Named().double(), torch.randint(4, (N, 5)), torch.randint(3, (N,))
+    mask = (torch.rand(N, 5) < 0.7).double()
+    data = {"words": words, "mask": mask}, y
+    total = WeightedLoss(model, F.cross_entropy, data)
+    derivatives = DirectionalDerivatives(total)
+    assert derivatives.layers is not None
+    v = torch.randn(3, total.selection.dim, dtype=DOUBLE)
+    want = []
+    for i in range(N):
+        loss = F.cross_entropy(model(words=words[i, None], mask=mask[i, None]), y[i, None])
+        g = dict(zip(total.leaves, torch.autograd.grad(loss, model.parameters()), strict=True))
+        want.append(v @ torch.cat([t.flatten() for t in g.values()]))
+    got = derivatives(*data, total.selection.split(v))
+    torch.testing.assert_close(got, torch.stack(want, 1))
+
+
 def test_dict_inputs() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -438,19 +625,21 @@ def test_dict_inputs() -> None:
     torch.testing.assert_close(got, got.T)
 
 
-def test_nothing_is_changed() -> None:
-    model, loss, x, y = case("conv")
+@pytest.mark.parametrize("name", ["conv", "patches"])
+def test_nothing_is_changed(name: str) -> None:
+    model, loss, x, y = case(name)
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     train, test = split(x, y)
-    fi.influence_scores(model, loss, train, test, damping=1.0)
-    fi.self_influence(model, loss, train, damping=1.0)
+    fi.influence_scores(model, loss, train, test, damping=5.0)
+    fi.self_influence(model, loss, train, damping=5.0)
     assert all(m.training for m in model.modules())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-@pytest.mark.parametrize("name", ["softmax", "conv"])
+@pytest.mark.parametrize("name", ["softmax", "conv", "patches"])
 def test_labels_that_are_ignored_and_labels_that_are_wrong(name: str) -> None:
     model, loss, x, y = case(name)
     total = WeightedLoss(model, loss, (x, y))
