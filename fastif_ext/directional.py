@@ -1,9 +1,10 @@
-"""Directional derivatives of every example's loss, without any example's gradient.
+"""Directional derivatives of every example's loss.
 
-For directions x_r in parameter space and examples i: d loss_i / d theta . x_r, all at once. Two
-ways give the same numbers. Forward mode takes any network. Layer by layer (layerwise.py) takes
-networks whose selected parameters belong to linear and convolution layers, and is several times
-faster.
+For directions x_r in parameter space and examples i: d loss_i / d theta . x_r, all at once. Three
+ways give the same numbers; the first that does so on a few rows is taken. Layer by layer, for whole
+batches (layerwise.py): all selected parameters belong to linear, convolution, embedding and norm
+layers. Layer by layer with each example by itself, and with the gradients in parameters outside of
+such layers: what torch.func.vmap takes. Forward mode: any network, several times slower.
 """
 
 from __future__ import annotations
@@ -17,24 +18,22 @@ from torch import Tensor
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss, differentiable, per_example
 
-FEW = 3  # rows and directions on which both ways are compared
+FEW = 3  # rows and directions on which the ways are compared
 IN_FLIGHT = 1 << 22  # numbers that the layers give out at a time
+GRADIENTS = 1 << 26  # numbers in the gradients that are formed at a time, of parameters elsewhere
 LEAST, MOST = 32, 8192  # rows of a pass
-FORWARD = 512  # rows of a pass in forward mode
+UNSEEN = 512  # most rows of a pass where what is kept for a row is not known
 
 
 class DirectionalDerivatives:
     """(inputs, targets, directions) -> [R, b] for a model and its loss.
 
-    directions are tensors [R, *shape], one for each of total.leaves. The layers' way is taken where
-    it agrees with forward mode on a few rows of the data, so that a parameter used outside its
-    layer, say, goes the general way.
+    directions are tensors [R, *shape], one for each of total.leaves.
     """
 
     def __init__(self, total: WeightedLoss) -> None:
         self.total = total
-        layers = Layers.of(total)
-        self.layers = layers if layers is not None and _agrees(layers, total) else None
+        self.layers = _Trial(total).best()
 
     def __call__(self, inputs: Any, targets: Tensor, directions: Sequence[Tensor]) -> Tensor:
         """[R, b], the derivative of each example's loss along each direction."""
@@ -53,21 +52,63 @@ class DirectionalDerivatives:
         thread of a Zen 4 core).
         """
         if self.layers is None:
-            return FORWARD
-        return max(LEAST, min(MOST, IN_FLIGHT // max(self.layers.numbers_per_row, 1)))
+            return UNSEEN
+        rows = max(LEAST, min(MOST, IN_FLIGHT // max(self.layers.numbers_per_row, 1)))
+        own = self.layers.gradient_per_row
+        return max(1, min(rows, UNSEEN, GRADIENTS // own)) if own else rows
 
 
-def _agrees(layers: Layers, total: WeightedLoss) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    directions = [
-        torch.randn(FEW, *leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
-        for leaf in total.leaves.values()
-    ]
-    inputs, targets, _ = next(total.chunks(FEW))
-    found = layers.derivatives(inputs, targets, directions)
-    wanted = forward_mode(total, inputs, targets, directions)
-    tolerance = 1e3 * torch.finfo(total.dtype).eps * float(wanted.abs().max())
-    return found is not None and torch.allclose(found, wanted, rtol=1e-3, atol=tolerance)
+class _Trial:
+    """A few rows and directions, and what forward mode finds there."""
+
+    def __init__(self, total: WeightedLoss) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._total = total
+        self._directions = [
+            torch.randn(FEW, *leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+            for leaf in total.leaves.values()
+        ]
+        self._inputs, self._targets, _ = next(total.chunks(FEW))
+        self._wanted = forward_mode(total, self._inputs, self._targets, self._directions)
+
+    def best(self) -> Layers | None:
+        """The fastest way that agrees with forward mode; None where that alone is left.
+
+        A parameter that is used outside of its layer, too, is taken for one outside of layers.
+        """
+        together = Layers.of(self._total)
+        if together is not None and self._agrees(together):
+            return together
+        try:
+            alone = Layers.by_example(self._total)
+            if self._agrees(alone):
+                return alone
+            alone = Layers.by_example(self._total, self._elsewhere(alone))
+            return alone if self._agrees(alone) else None
+        except (RuntimeError, ValueError):  # not for vmap: it asks for values, or needs a batch
+            return None
+
+    def _agrees(self, layers: Layers) -> bool:
+        found = layers.derivatives(self._inputs, self._targets, self._directions)
+        return found is not None and self._close(found, self._wanted)
+
+    def _elsewhere(self, layers: Layers) -> set[int]:
+        """The leaves whose gradients are not what their layers see."""
+        everything = range(len(self._directions))
+        seen = self._by_leaf(layers)
+        true = self._by_leaf(Layers.by_example(self._total, everything))
+        return {i for i in everything if not self._close(seen[i], true[i])}
+
+    def _by_leaf(self, layers: Layers) -> Tensor:
+        """[leaves, R, b], the parts of the derivatives."""
+        result = self._wanted.new_zeros(len(self._directions), *self._wanted.shape)
+        for i, part in layers.parts(self._inputs, self._targets, self._directions) or ():
+            result[i] += part
+        return result
+
+    def _close(self, found: Tensor, wanted: Tensor) -> bool:
+        tolerance = 1e3 * torch.finfo(found.dtype).eps * float(self._wanted.abs().max())
+        return torch.allclose(found, wanted, rtol=1e-3, atol=tolerance)
 
 
 def forward_mode(

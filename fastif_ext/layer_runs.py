@@ -1,4 +1,4 @@
-"""What goes into every linear and convolution layer, and the loss's gradient in what comes out.
+"""What goes into every layer, and the loss's gradient in what comes out, for whole batches.
 
 Two ways: any model is run with hooks, a chain of plain layers layer by layer.
 """
@@ -31,6 +31,13 @@ class Call(NamedTuple):
     delta: Tensor
 
 
+class Gradient(NamedTuple):
+    """A parameter outside of layers: its number among the leaves, each example's gradient in it."""
+
+    place: int
+    rows: Tensor
+
+
 class Hooked:
     """Any model, by hooks on its layers.
 
@@ -42,8 +49,13 @@ class Hooked:
         self._total, self._layers = total, layers
         self._channels_last = True
 
-    def __call__(self, inputs: Any, targets: Tensor) -> list[Call]:
-        """The calls, those left out that the loss does not depend on."""
+    def __call__(self, inputs: Any, targets: Tensor) -> list[Call] | None:
+        """The calls, those left out that the loss does not depend on; None where one mixes rows."""
+        calls = self._in_order(inputs, targets)
+        n = batch_rows(inputs)
+        return calls if all(len(c.inputs) == n == len(c.delta) for c in calls) else None
+
+    def _in_order(self, inputs: Any, targets: Tensor) -> list[Call]:
         if self._channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
             try:
                 return self._run(_channels_last(inputs), targets)

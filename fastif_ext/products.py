@@ -44,6 +44,9 @@ def weight_product(
         return bias_product(module, NORMALIZED[type(module)](module, a) * delta, weight)
     if isinstance(module, nn.Embedding):
         return torch.stack([embedding(a, w).mul_(delta).flatten(1).sum(1) for w in weight])
+    if isinstance(module, nn.Conv1d):
+        a, delta, weight = a.unsqueeze(2), delta.unsqueeze(2), weight.unsqueeze(-2)
+        module = _as_conv2d(module)
     flat = _places(module, delta)
     if isinstance(module, nn.Conv2d):
         if len(weight) <= FEW or module.groups > 1:
@@ -67,9 +70,19 @@ def _places(module: nn.Module, delta: Tensor) -> Tensor:
     """The gradient in a layer's outputs as [n, places, out]."""
     if type(module) in NORMALIZED:
         return entries(module, delta)
-    if isinstance(module, nn.Conv2d):
-        return delta.movedim(1, -1).flatten(1, 2)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return delta.movedim(1, -1).flatten(1, -2)
     return delta.reshape(len(delta), -1, delta.shape[-1])
+
+
+def _as_conv2d(module: nn.Conv1d) -> nn.Conv2d:
+    """The same convolution of images of height 1, without its weights."""
+    (kernel,), (stride,), (dilation,) = module.kernel_size, module.stride, module.dilation
+    padding = module.padding if isinstance(module.padding, str) else (0, module.padding[0])
+    return nn.Conv2d(
+        module.in_channels, module.out_channels, (1, kernel), (1, stride), padding, (1, dilation),
+        module.groups, padding_mode=module.padding_mode, device="meta",
+    )  # fmt: skip
 
 
 def _convolved(module: nn.Conv2d, a: Tensor, weight: Tensor, delta: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def influence_scores(
 
     One system is solved per test example, in batches of `test_chunk`. The products with the
     training gradients are directional derivatives: no example's gradient is formed but the test
-    examples' own, `test_chunk` at a time.
+    examples' own, `test_chunk` at a time, and, a pass at a time, those in parameters outside of
+    linear, convolution, embedding and norm layers (class tokens, nn.MultiheadAttention).
 
     Args:
         model: the trained model; left as it was.
@@ -77,7 +78,8 @@ def influence_scores(
         max_iter: most iterations of a solve.
         test_chunk: right-hand sides solved together; memory grows with test_chunk x p.
         train_chunk: training examples in one pass; by default as many as keep what the layers give
-            out below 4 million numbers, 256 to 8,192.
+            out below 4 million numbers, 32 to 8,192; fewer where many parameters are outside of
+            layers.
         cuda_graph: whether the solver's products are recorded on CUDA; see fastif_ext.lissa.
         progress: show a progress bar.
 
