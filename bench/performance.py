@@ -142,6 +142,11 @@ def page(folder: Path) -> str:
             f'## Two threads\n\n`make bench ARGS="--threads 2"`: {machine(two)}\n\n'
             f"{threads(one, two)}"
         )
+    for path in sorted(folder.glob("cpu-1-thread-*.json")):
+        other = json.loads(path.read_text())
+        parts.append(
+            f"## Another machine, one thread\n\n{machine(other)}\n\n{table(other['milliseconds'])}"
+        )
     for path in sorted(folder.glob("*.json")):
         gpu = json.loads(path.read_text())
         if "clocks" in gpu:

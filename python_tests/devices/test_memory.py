@@ -20,11 +20,15 @@ from fastif_ext.training import train
 
 
 class Greedy(nn.Linear):
-    """A layer whose device has no memory for more than so many rows at a time."""
+    """A layer whose device has no memory for more than so many rows at a time.
+
+    It asks for values, so that torch.func.vmap does not take it: rows would not be seen in shapes.
+    """
 
     limit = 1 << 30
 
     def forward(self, x: Tensor) -> Tensor:
+        assert x.isfinite().all()
         if x.shape[-2] > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
         return super().forward(x)
