@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ def cg(
     place of 17 for 8 test gradients of softmax regression on digits. One by one their solutions
     depend on no other right-hand side, and no step waits for the device.
 
-    With damping="auto" the Lanczos steps that look for it, 16 to 30, mostly solve the system, too,
-    where there is one right-hand side.
+    With damping="auto" and one right-hand side the Lanczos steps that look for damping, 16 to 30,
+    mostly solve the system, too.
 
     On a subset of up to some thousand rows a few rows of the Gauss-Newton matrix's factor, each of
     which takes one backward pass through one example, make a preconditioner: 5 products in place of
@@ -104,16 +105,15 @@ def cg(
     with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
         alone = len(rhs) == 1 and not together
         lam, x, history = _start(A, rhs, damping, limit if alone else 0)
-        M = None
-        if not _reached(history, GOAL * tol):
-            M = _preconditioner(preconditioner, A, lam, len(rhs))
+
+        made = cache(lambda: _preconditioner(preconditioner, A, lam, len(rhs)))
 
         def one_by_one(share: float) -> tuple[Tensor, list[float]]:
             left = limit - len(history)
-            return _conjugate_gradients(A, rhs, x, lam, M, share * tol, left, every, progress)
+            return _conjugate_gradients(A, rhs, x, lam, made(), share * tol, left, every, progress)
 
         if together:
-            x, history = block_conjugate_gradients(A, rhs, lam, GOAL * tol, limit, progress, M)
+            x, history = block_conjugate_gradients(A, rhs, lam, GOAL * tol, limit, progress, made())
         goal = tol if together else GOAL * tol
         if not _reached(history, goal) and len(history) < limit:
             x, more = one_by_one(GOAL)  # what a block began and rounding ended, too
@@ -146,7 +146,7 @@ def _start(
     """
     if damping != "auto" or steps == 0 or not b.any():
         return resolve_damping(H, b, damping)[0], torch.zeros_like(b), []
-    known = Lanczos(H, b)
+    known = Lanczos(H, b[0])
     lam = automatic_damping(known.ends)
     x, history = known.solution(lam, steps)
     return lam, x[None], history

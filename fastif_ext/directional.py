@@ -85,6 +85,8 @@ class _Trial:
                 return alone
             alone = Layers.by_example(self._total, self._elsewhere(alone))
             return alone if self._agrees(alone) else None
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError):  # not for vmap: it asks for values, or needs a batch
             return None
 

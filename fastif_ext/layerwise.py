@@ -97,6 +97,8 @@ def _layers(total: WeightedLoss, apart: Collection[int]) -> dict[nn.Module, Plac
     layers: dict[nn.Module, Places] = {}
     for module in filter(_covers, total.model.modules()):
         own = {k: number.get(id(p)) for k, p in module.named_parameters(recurse=False)}
+        # others are not the layer's own: pruned or reparametrized weights are made of them
+        own = {k: i for k, i in own.items() if k in ("weight", "bias")}
         places = {k: i for k, i in own.items() if i is not None and i not in apart}
         if places:
             layers[module] = places

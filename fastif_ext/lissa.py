@@ -62,8 +62,8 @@ def lissa(
         H: symmetric operator with ``H @ v`` (and, where it has it, ``H.products``) for v [R, p].
         b: right-hand sides, [p] or [R, p].
         damping: a number, or "auto": 1 % of H's largest eigenvalue, and at least twice its most
-            negative one, from 16 to 30 Lanczos products that begin at b. 0 is a valid number for a
-            definite H.
+            negative one, by Lanczos: 30 products, or for one right-hand side 16 to 30 that begin
+            there (and 30 more where these end early). 0 is a valid number for a definite H.
         scale: a number, or "auto": the midpoint of the spectrum of H + damping I, the fastest; with
             `resample` its upper end, which lets less of the sampling noise through.
         tol: relative residual |b - (H + damping I) x| / |b| to reach.

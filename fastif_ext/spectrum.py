@@ -11,7 +11,7 @@ from torch import Tensor
 from fastif_ext.device import full_precision, look_every
 
 LANCZOS_STEPS = 30
-LOOKS = 16, 20, 24, LANCZOS_STEPS  # steps after which to see whether more are needed
+LOOKS = 16, 20, 24  # steps after which to see whether more are needed
 
 
 class SolverDivergence(RuntimeError):  # noqa: N818  the name of the event, as in the field
@@ -28,13 +28,12 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(H: Any, like: Tensor, *, steps: int = LANCZOS_STEPS) -> Spectrum:
-    """The ends of H's spectrum from Lanczos steps with full reorthogonalisation.
+    """The ends of H's spectrum from a few Lanczos steps with full reorthogonalisation.
 
     Args:
         H: symmetric operator with ``H @ v`` for v [1, p].
-        like: right-hand sides [..., p] of H's dtype and device. The steps begin at their sum, or at
-            a random vector where that is zero, and end early once automatic damping is settled.
-        steps: products with H at most.
+        like: a tensor [..., p] of H's dtype and device.
+        steps: products with H.
 
     Returns:
         Spectrum(smallest, largest).
@@ -46,39 +45,48 @@ def spectrum(H: Any, like: Tensor, *, steps: int = LANCZOS_STEPS) -> Spectrum:
         >>> round(ends.smallest, 4), round(ends.largest, 4)
         (-1.0, 3.0)
     """
-    return Lanczos(H, like, steps=steps).ends
+    with full_precision(like.device):
+        _, columns = _lanczos(H, _random(like), min(steps, like.shape[-1]), settle=False)
+    return _ends(columns)
 
 
 class Lanczos:
-    """Lanczos steps from the right-hand sides on: the ends of the spectrum, and what they solve.
+    """Lanczos steps from a right-hand side on, until automatic damping is settled.
 
-    Gradients lie where curvature is, so that steps from there find both ends sooner than from a
-    random vector, which is mostly null space: for a CNN with an eigenvalue of -1.10 below a top of
-    55.8, 16 steps see -1.06 and 10 already -0.90; from a random vector -0.94 and -0.59. Besides,
-    they solve any shifted system with that right-hand side.
+    A gradient lies where curvature is, so that steps from there find both ends of the spectrum
+    sooner than from a random vector, which is mostly null space: for a CNN with an eigenvalue of
+    -1.10 below a top of 55.8, 16 steps see -1.06 and 10 already -0.90; from a random vector -0.94
+    and -0.59. Besides, they solve any shifted system with that right-hand side.
 
-    Where the space of such steps ends early, because the right-hand side lies among a few
-    eigenvectors, steps from a random vector look for the others.
+    Where their space ends early, because the right-hand side lies among a few eigenvectors, steps
+    from a random vector look for the others.
+
+    Args:
+        H: symmetric operator with ``H @ v`` for v [1, p].
+        b: the right-hand side, [p], not zero.
+
+    Attributes:
+        ends: the Spectrum that was seen.
     """
 
-    def __init__(self, H: Any, like: Tensor, *, steps: int = LANCZOS_STEPS) -> None:
-        p = like.shape[-1]
-        steps = min(steps, p)
-        total = like.reshape(-1, p).sum(0)
-        self._norm = torch.linalg.vector_norm(total, dtype=torch.float64)
-        start = torch.where(self._norm > 0, total / self._norm, _random(like)).to(like.dtype)
-        with full_precision(like.device):
-            self._basis, self._columns = _lanczos(H, start, steps)
-            self.ends = _ends(self._columns)
-            if len(self._columns) < p and _exhausted(self._columns):
-                others = _ends(_lanczos(H, _random(like), steps)[1])
-                self.ends = _union(self.ends, others)
+    def __init__(self, H: Any, b: Tensor) -> None:
+        steps = min(LANCZOS_STEPS, len(b))
+        self._norm = torch.linalg.vector_norm(b, dtype=torch.float64)
+        with full_precision(b.device):
+            start = (b / self._norm).to(b.dtype)
+            self._basis, self._columns = _lanczos(H, start, steps, settle=True)
+        self.ends = _ends(self._columns)
+        if len(self._columns) < len(b) and _exhausted(self._columns):
+            self._basis = self._basis[: len(self._columns)].clone()
+            others = spectrum(H, b)
+            self.ends = Spectrum(
+                min(self.ends.smallest, others.smallest), max(self.ends.largest, others.largest)
+            )
 
     def solution(self, damping: float, steps: int) -> tuple[Tensor, list[float]]:
         """What solves (H + damping I) x = b best in the space of at most so many steps, [p].
 
-        b is the sum of the right-hand sides, which must not be zero. Also its relative residual
-        after each step.
+        Also its relative residual after each step.
         """
         T = _tridiagonal(self._columns[:steps])
         T.diagonal().add_(damping)
@@ -94,8 +102,8 @@ _Columns = list[list[float]]
 """The diagonal alpha and, below it, beta of the tridiagonal matrix, column by column."""
 
 
-def _lanczos(H: Any, start: Tensor, steps: int) -> tuple[Tensor, _Columns]:
-    """The basis and the matrix, up to a breakdown or until automatic damping is settled."""
+def _lanczos(H: Any, start: Tensor, steps: int, *, settle: bool) -> tuple[Tensor, _Columns]:
+    """The basis and the matrix, up to a breakdown or, if so wished, until damping is settled."""
     looks_are_free = look_every(start.device) == 1
     basis = start.new_empty(steps + 1, len(start))
     basis[0] = start
@@ -121,7 +129,7 @@ def _lanczos(H: Any, start: Tensor, steps: int) -> tuple[Tensor, _Columns]:
             if _exhausted(found):
                 return basis, found
         figures = []
-        if len(found) in LOOKS and _settled(found):
+        if settle and len(found) in LOOKS and _settled(found):
             break
     return basis, found
 
@@ -155,18 +163,14 @@ def _ends(columns: _Columns) -> Spectrum:
 
 
 def _settled(columns: _Columns) -> bool:
-    """Whether damping would be at most 10 % larger if the ends lay beyond what was seen of them.
+    """Whether automatic damping is settled, to about 10 %, as far as these steps can tell.
 
-    By as much, that is, as their eigenvalues may be off. Twice a negative one is taken, so that
-    H + damping I is definite then, too.
+    It would be no more than 10 % larger if the ends lay beyond what was seen of them by as much as
+    their eigenvalues may be off. Twice a negative one is taken, which leaves room for more.
     """
     smallest, largest, low, high = _ritz(columns)
     seen = automatic_damping(Spectrum(smallest, largest))
     return automatic_damping(Spectrum(smallest - low, largest + high)) <= 1.1 * seen
-
-
-def _union(a: Spectrum, b: Spectrum) -> Spectrum:
-    return Spectrum(min(a.smallest, b.smallest), max(a.largest, b.largest))
 
 
 def automatic_damping(ends: Spectrum) -> float:
@@ -178,9 +182,14 @@ def automatic_damping(ends: Spectrum) -> float:
 
 
 def resolve_damping(H: Any, b: Tensor, damping: float | str) -> tuple[float, Spectrum | None]:
-    """A number for `damping`, and the spectrum if it had to be looked at."""
+    """A number for `damping`, and the spectrum if it had to be looked at.
+
+    For one right-hand side by steps from there, as cg makes them; for several by steps that do not
+    depend on them.
+    """
     if damping == "auto":
-        ends = spectrum(H, b)
+        one = b.numel() == b.shape[-1] and bool(b.any())
+        ends = Lanczos(H, b.flatten()).ends if one else spectrum(H, b)
         return automatic_damping(ends), ends
     if isinstance(damping, str):
         raise ValueError(f"damping must be a number or 'auto', got {damping!r}")

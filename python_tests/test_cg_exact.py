@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastif_ext as fi
-from fastif_ext.spectrum import automatic_damping, spectrum
+from fastif_ext.spectrum import Lanczos, automatic_damping, resolve_damping, spectrum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -272,6 +272,16 @@ class TestSpectrum:
         assert spectrum(torch.zeros(3, 3), torch.ones(3)) == (0, 0)
         assert spectrum(torch.tensor([[2.0]]), torch.ones(1)) == pytest.approx((2, 2))
 
+    @pytest.mark.parametrize("solver", [fi.cg, fi.lissa])
+    def test_a_given_damping_that_is_too_small_is_told_what_is_needed(self, solver: Any) -> None:
+        """All steps are made: automatic damping would be settled long before -0.2 is seen."""
+        g = torch.Generator().manual_seed(0)
+        Q = torch.linalg.qr(torch.randn(400, 400, generator=g, dtype=torch.float64))[0]
+        values = torch.cat([torch.tensor([-0.2]), torch.linspace(0, 100, 399)]).double()
+        A = Q @ torch.diag(values) @ Q.T
+        with pytest.raises(fi.SolverDivergence, match=r"damping > 0\.\d+.*'auto'"):
+            solver((A + A.T) / 2, sides(1, 400), damping=0.1, tol=1e-8, max_iter=400)
+
     def test_leaves_the_global_generator_alone(self) -> None:
         before = torch.get_rng_state()
         first = spectrum(symmetric(), sides(1))
@@ -287,7 +297,7 @@ class TestSpectrum:
     def test_ends_early_where_damping_is_settled(self) -> None:
         for low, high, most in ((0.5, 10.0, 16), (-2.0, 10.0, 29)):
             H = Counting(symmetric(low=low, high=high, p=300))
-            ends = spectrum(H, sides(1, 300))
+            ends = Lanczos(H, sides(1, 300)[0]).ends
             assert 16 <= H.products_made <= most
             damping = max(0.01 * high, -2 * low)
             assert automatic_damping(ends) == pytest.approx(damping, rel=0.1)
@@ -298,7 +308,7 @@ class TestSpectrum:
         A = torch.diag(torch.linspace(-2, 10, P, dtype=torch.float64))
         b = torch.eye(P, dtype=torch.float64)
         for start in (b[row], b[row] + b[20]):
-            ends = spectrum(A, start)
+            ends = Lanczos(A, start).ends
             assert ends.smallest == pytest.approx(-2, rel=0.02)
             assert ends.largest == pytest.approx(10, rel=0.02)
 
@@ -362,5 +372,10 @@ class TestOneSearchForDampingAndSolution:
         found = {
             solver(A, b, damping="auto", tol=1e-3, max_iter=3000).damping
             for solver in (fi.cg, fi.lissa)
-        } | {fi.exact(A, b, damping="auto").damping, automatic_damping(spectrum(A, b))}
+        } | {fi.exact(A, b, damping="auto").damping, resolve_damping(A, b, "auto")[0]}
         assert len(found) == 1
+
+    def test_that_of_several_does_not_depend_on_them(self) -> None:
+        A = symmetric(low=-0.5, p=300)
+        found = {fi.cg(A, sides(R, 300), damping="auto", tol=1e-3).damping for R in (2, 3, 8)}
+        assert found == {automatic_damping(spectrum(A, sides(1, 300)))}

@@ -443,6 +443,23 @@ class TestGraphBytes:
         measured = sum(seen.values())
         assert measured / 2 < H.graph_bytes < 2 * measured
 
+    def test_counts_the_kept_graph_of_a_loss(self) -> None:
+        torch.manual_seed(0)
+        model, x, y = nn.Linear(20, 50), torch.randn(700, 20), torch.rand(700, 50)
+        H = fi.GaussNewton(model, (x, y), loss_fn=nn.BCEWithLogitsLoss())
+        assert H.by_hand
+        seen: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            H @ torch.ones(H.dim)
+        for t in tensors_of(H._kept):
+            pack(t)
+        assert sum(seen.values()) / 2 < H.graph_bytes < 2 * sum(seen.values())
+
     def test_decides_what_is_kept(self) -> None:
         model, loss, x, y = case("mlp")
         needed = fi.Hessian(model, loss, (x, y)).graph_bytes

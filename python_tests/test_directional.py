@@ -7,6 +7,7 @@ import torch
 from score_networks import CASES, DOUBLE, OUTSIDE, N, case, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from fastif_ext import directional, products
 from fastif_ext.directional import DirectionalDerivatives
@@ -135,6 +136,34 @@ class TestDirectionalDerivatives:
         run = found.layers._run
         assert isinstance(run, Hooked)
         assert run._channels_last == (flat == "flatten")
+
+    @pytest.mark.parametrize("way", ["pruned", "low rank"])
+    def test_layers_with_parameters_of_other_names(self, way: str) -> None:
+        """Weights that are made of other parameters just before the layer runs."""
+        model, loss, x, y = case("mlp")
+        layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+        if way == "pruned":
+            prune.l1_unstructured(layer, "weight", amount=0.4)
+        else:
+            layer.register_parameter("down", nn.Parameter(torch.randn(1, 2, dtype=DOUBLE)))
+        total = WeightedLoss(model, loss, (x, y))
+        v = torch.randn(4, total.selection.dim, dtype=DOUBLE)
+        directions = total.selection.split(v)
+        want = directional.forward_mode(total, x, y, directions)
+        got = directional.DirectionalDerivatives(total)(x, y, directions)
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+        assert got.abs().max() > 0.01
+
+    def test_memory_that_runs_out_is_not_a_reason_for_forward_mode(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model, loss, x, y = case("patches")
+        monkeypatch.setattr(ByExample, "__call__", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            directional.DirectionalDerivatives(WeightedLoss(model, loss, (x, y)))
 
     def test_gradients_a_few_rows_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, loss, x, y = case("conv")

@@ -99,11 +99,20 @@ class TestOptions:
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
     def test_automatic_damping_is_one_for_all(self) -> None:
-        model, loss, x, y = case("softmax")
-        train, test = split(x, y)
-        a = fi.influence_scores(model, loss, train, test, tol=1e-10)
-        b = fi.influence_scores(model, loss, train, test, tol=1e-10, test_chunk=2)
-        torch.testing.assert_close(a, b)
+        """Whatever examples come first, or alone; more parameters than Lanczos has steps."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 4)).double()
+        x, y = torch.randn(60, 8, dtype=DOUBLE), torch.arange(60) % 4
+        train, test = (x[:50], y[:50]), (x[50:], y[50:])
+        a = fi.influence_scores(model, F.cross_entropy, train, test, tol=1e-10)
+        for chunk in (1, 3):
+            b = fi.influence_scores(
+                model, F.cross_entropy, train, test, tol=1e-10, test_chunk=chunk
+            )
+            torch.testing.assert_close(a, b)
+        alone = (x[57:58], y[57:58])
+        b = fi.influence_scores(model, F.cross_entropy, train, alone, tol=1e-10)
+        torch.testing.assert_close(a[7:8], b)
 
 
 def test_leave_one_out_retraining() -> None:

@@ -80,7 +80,8 @@ inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
 // Contiguous, of any contents, and on the device of `like`.
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape,
                          ScalarType dtype) {
-  int64_t strides[4], stride = 1;  // four dimensions are enough for every operator
+  int64_t strides[4], stride = 1;
+  STD_TORCH_CHECK(shape.size() <= 4, "fastif_ext: results have four dimensions at most");
   for (size_t d = shape.size(); d-- > 0;) {
     strides[d] = stride;
     stride *= std::max<int64_t>(1, shape.begin()[d]);

@@ -65,7 +65,7 @@ class ByHand(CurvatureOperator):
         )
 
     def _graph_bytes_per_row(self) -> float:
-        if self._layered is None:
+        if self._layered is None or self._layered.keeps_graph:
             return super()._graph_bytes_per_row()
         chunk = next(self._loss.chunks(FEW))  # what is kept by hand is so many numbers for each row
         kept = tensors_of(self._layered.prepare(chunk))

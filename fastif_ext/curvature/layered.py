@@ -70,6 +70,8 @@ class LayeredProducts:
         first = next(i for i, layer in enumerate(layers) if layer.places)
         self._total, self._below, self._layers = total, layers[:first], layers[first:]
         self._top, self._gauss_newton = top, gauss_newton
+        self.keeps_graph = top.by_autograd
+        """Whether a graph is kept, that of the loss."""
 
     @classmethod
     def of(

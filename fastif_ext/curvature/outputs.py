@@ -39,6 +39,7 @@ class OutputCurvature:
     def __init__(self, loss_fn: Loss, own: OutputHessian | None = None) -> None:
         self._loss_fn, self._own = loss_fn, own
         self.is_softmax = own is None and is_cross_entropy(loss_fn)
+        self.by_autograd = own is None and not self.is_softmax
 
     def prepare(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Outputs:
         """What products need, from the rows' outputs."""
