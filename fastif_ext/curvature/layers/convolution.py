@@ -66,9 +66,9 @@ class Convolution(Layer):
         if along is not None:
             result = self._forward(along.flatten(0, 1), job.own, None).unflatten(0, (job.count, -1))
             if job.weight is None:
-                return result if job.bias is None else result.add_(
-                    job.bias[:, None, None, None]
-                ), None
+                if job.bias is not None:
+                    result.add_(job.bias[:, None, None, None])
+                return result, None
         weights = job.weight
         if weights is None:  # in the first layer, of which the bias alone is selected
             weights = job.own.new_zeros(job.count, *job.own.shape)
