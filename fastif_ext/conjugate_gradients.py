@@ -26,6 +26,7 @@ from fastif_ext.spectrum import (
     automatic_damping,
     check_definite,
     resolve_damping,
+    single,
     spectrum,
 )
 
@@ -103,9 +104,7 @@ def cg(
     every = look_every(rhs.device) if check_every is None else check_every
     limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter
     with full_precision(rhs.device), recorded(H, cuda_graph, rhs.device) as A:
-        alone = len(rhs) == 1 and not together
-        lam, x, history = _start(A, rhs, damping, limit if alone else 0)
-
+        lam, x, history = _start(A, rhs, damping, 0 if together else limit)
         made = cache(lambda: _preconditioner(preconditioner, A, lam, len(rhs)))
 
         def one_by_one(share: float) -> tuple[Tensor, list[float]]:
@@ -144,9 +143,10 @@ def _start(
 
     Of these at most `steps` are made use of, and have their residuals returned.
     """
-    if damping != "auto" or steps == 0 or not b.any():
+    one = single(b) if damping == "auto" and steps > 0 else None
+    if one is None:
         return resolve_damping(H, b, damping)[0], torch.zeros_like(b), []
-    known = Lanczos(H, b[0])
+    known = Lanczos(H, one)
     lam = automatic_damping(known.ends)
     x, history = known.solution(lam, steps)
     return lam, x[None], history

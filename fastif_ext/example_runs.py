@@ -4,13 +4,12 @@ torch.func.vmap sends all rows through the model at once, each as a batch of its
 examples of a batch share, such as places that are looked up once, is each example's own here, and a
 parameter outside of layers gets a gradient for each example in the same backward pass. A
 transformer of two layers takes a tenth longer than by hooks on whole batches. A pass of its own for
-the parameters outside would take 0.8 of this one's time (both on one thread of a Zen 4 core).
+the parameters outside would take 0.8 of this one's time (both on one thread of a Xeon).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fastif_ext.data import cut, tensors_of, tree_map
+from fastif_ext.hooks import first_argument, hooked
 from fastif_ext.layer_runs import Call, Gradient, Places
 from fastif_ext.objective import WeightedLoss, differentiable, per_example
 
@@ -49,10 +49,10 @@ class ByExample:
             # the gradient in the zeros that are added is the gradient in the outputs
             def record(module: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
                 modules.append(module)
-                seen.append(next(iter((*args, *named.values()))))
+                seen.append(first_argument(args, named))
                 return output + zeros[len(seen) - 1]
 
-            with self._hooks(record):
+            with hooked(self._layers, record, first=True):
                 one = tree_map(lambda _: next(rows)[None], inputs)
                 outputs = self._total.outputs(one, list(values.values()))
             return per_example(self._total.loss_fn, outputs, target[None]).sum(), seen
@@ -77,22 +77,10 @@ class ByExample:
             def note(module: nn.Module, args: Any, named: Any, output: Tensor) -> None:
                 zeros.append(output.new_zeros(()).expand(output.shape))
 
-            with self._hooks(note):
+            with hooked(self._layers, note, first=True):
                 self._total.outputs(cut(inputs, slice(0, 1)))
             self._zeros[key] = zeros
         return self._zeros[key]
-
-    @contextmanager
-    def _hooks(self, hook: Any) -> Iterator[None]:
-        """On all layers, before the hooks that are there: those may change what comes out."""
-        handles = [
-            m.register_forward_hook(hook, with_kwargs=True, prepend=True) for m in self._layers
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _examples_first(module: nn.Module, t: Tensor) -> Tensor:

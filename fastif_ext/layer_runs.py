@@ -16,6 +16,7 @@ from fastif_ext.curvature.chain import chain_of
 from fastif_ext.curvature.layers import Layer
 from fastif_ext.data import batch_rows
 from fastif_ext.device import full_precision
+from fastif_ext.hooks import first_argument, hooked
 from fastif_ext.objective import WeightedLoss, differentiable, is_cross_entropy, per_example
 
 Places = Mapping[str, int]
@@ -69,7 +70,7 @@ class Hooked:
 
         def record(module: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
             if output.requires_grad:
-                a: Tensor = next(iter((*args, *named.values())))
+                a = first_argument(args, named)
                 table = isinstance(module, nn.Embedding)
                 if table and a.dim() > 1 and len(a) == 1:  # places, the same for all examples
                     a, output = a.expand(n, *a.shape[1:]), output.expand(n, *output.shape[1:])
@@ -77,13 +78,9 @@ class Hooked:
                 seen.append((module, a.detach(), get_gradient_edge(output)))
             return output
 
-        hooks = [m.register_forward_hook(record, with_kwargs=True) for m in self._layers]
-        try:
-            with differentiable(self._total.model), torch.enable_grad():
-                outputs = self._total.outputs(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        model = self._total.model
+        with hooked(self._layers, record), differentiable(model), torch.enable_grad():
+            outputs = self._total.outputs(inputs)
         top, slope = _top(self._total, outputs, targets)
         if not seen or not top.requires_grad:
             return []

@@ -93,13 +93,13 @@ class Layers:
 
 def _layers(total: WeightedLoss, apart: Collection[int]) -> dict[nn.Module, Places]:
     """The layers that hold leaves other than those `apart`."""
-    number = {id(p): i for i, p in enumerate(total.selection.touched.values())}
+    touched = enumerate(total.selection.touched.values())
+    number = {id(p): i for i, p in touched if i not in apart}
     layers: dict[nn.Module, Places] = {}
     for module in filter(_covers, total.model.modules()):
-        own = {k: number.get(id(p)) for k, p in module.named_parameters(recurse=False)}
-        # others are not the layer's own: pruned or reparametrized weights are made of them
-        own = {k: i for k, i in own.items() if k in ("weight", "bias")}
-        places = {k: i for k, i in own.items() if i is not None and i not in apart}
+        own = dict(module.named_parameters(recurse=False))
+        # of parameters by other names a pruned or reparametrized weight is made
+        places = {k: number[id(own[k])] for k in ("weight", "bias") if id(own.get(k)) in number}
         if places:
             layers[module] = places
     return layers

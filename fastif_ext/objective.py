@@ -26,6 +26,7 @@ from fastif_ext.data import (
     tree_map,
 )
 from fastif_ext.device import full_precision, kept_rng, memory_for
+from fastif_ext.hooks import first_argument, hooked
 from fastif_ext.memory import reuse_freed_memory
 from fastif_ext.parameters import Params, Selection
 
@@ -246,25 +247,27 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     has no gradient; forward mode would give it one.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    hooks = [
-        m.register_forward_hook(_padding_is_constant, with_kwargs=True)
-        for m in model.modules()
-        if isinstance(m, nn.Embedding) and m.padding_idx is not None
+    padded = [
+        m for m in model.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None
     ]
-    with evaluating(model), full_precision(device_of(model)), sdpa_kernel(SDPBackend.MATH):
+    with (
+        hooked(padded, _padding_is_constant),
+        evaluating(model),
+        full_precision(device_of(model)),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for hook in hooks:
-                hook.remove()
 
 
 def _padding_is_constant(table: nn.Embedding, args: Any, named: Any, output: Tensor) -> Tensor:
-    rows: Tensor = next(iter((*args, *named.values())))
     assert table.padding_idx is not None
-    return torch.where((rows == table.padding_idx)[..., None], output.detach(), output)
+    return torch.where(
+        (first_argument(args, named) == table.padding_idx)[..., None], output.detach(), output
+    )
 
 
 def is_cross_entropy(loss_fn: Loss) -> bool:

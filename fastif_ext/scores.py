@@ -238,7 +238,7 @@ class _Job:
     def solve(self, gradients: Tensor) -> Tensor:
         """(H_S + damping I)^-1 g for each row; "auto" is settled by the first call."""
         if isinstance(self._damping, str):
-            nothing = torch.zeros_like(gradients)  # so that it does not matter which come first
+            nothing = torch.zeros_like(gradients[:1])  # so that it does not matter which come first
             self._damping, _ = resolve_damping(self.H, nothing, self._damping)
         return self._solve(self.H, gradients, self._damping).x
 

@@ -73,8 +73,7 @@ class Lanczos:
         steps = min(LANCZOS_STEPS, len(b))
         self._norm = torch.linalg.vector_norm(b, dtype=torch.float64)
         with full_precision(b.device):
-            start = (b / self._norm).to(b.dtype)
-            self._basis, self._columns = _lanczos(H, start, steps, settle=True)
+            self._basis, self._columns = _lanczos(H, b / self._norm, steps, settle=True)
         self.ends = _ends(self._columns)
         if len(self._columns) < len(b) and _exhausted(self._columns):
             self._basis = self._basis[: len(self._columns)].clone()
@@ -181,6 +180,11 @@ def automatic_damping(ends: Spectrum) -> float:
     return max(0.01 * ends.largest, -2.0 * ends.smallest, 1e-12)
 
 
+def single(b: Tensor) -> Tensor | None:
+    """The right-hand side [p], where there is one, and it is not zero."""
+    return b.flatten() if b.numel() == b.shape[-1] and bool(b.any()) else None
+
+
 def resolve_damping(H: Any, b: Tensor, damping: float | str) -> tuple[float, Spectrum | None]:
     """A number for `damping`, and the spectrum if it had to be looked at.
 
@@ -188,8 +192,8 @@ def resolve_damping(H: Any, b: Tensor, damping: float | str) -> tuple[float, Spe
     depend on them.
     """
     if damping == "auto":
-        one = b.numel() == b.shape[-1] and bool(b.any())
-        ends = Lanczos(H, b.flatten()).ends if one else spectrum(H, b)
+        one = single(b)
+        ends = spectrum(H, b) if one is None else Lanczos(H, one).ends
         return automatic_damping(ends), ends
     if isinstance(damping, str):
         raise ValueError(f"damping must be a number or 'auto', got {damping!r}")

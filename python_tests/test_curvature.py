@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Tied
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -36,17 +37,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.drop(torch.tanh(self.norm(self.conv(x)))).flatten(1))
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 3)
-        self.second = nn.Linear(3, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x)))
 
 
 def squared(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from score_networks import CASES, DOUBLE, OUTSIDE, N, case, gradients
+from networks import CASES, DOUBLE, OUTSIDE, N, case, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Tied, Tokens
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -38,30 +39,6 @@ class Conv(nn.Module):
         return self.head(self.drop(self.relu(self.norm(self.conv(x)))).flatten(1))
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 3)
-        self.second = nn.Linear(3, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x)))
-
-
-class Attention(nn.Module):
-    """An encoder layer: in eval mode torch takes fused kernels that have no derivatives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(self.embed(x)).mean(1))
-
-
 def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Any, Tensor]:
     torch.manual_seed(5)
     x, y = torch.randn(N, 3, dtype=DOUBLE), torch.randint(3, (N,))
@@ -73,7 +50,7 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Any, Tensor]:
     elif name == "tied":
         model = Tied()
     elif name == "attention":
-        model, x = Attention(), torch.randint(7, (N, 5))
+        model, x = Tokens(), torch.randint(7, (N, 5))
     elif name == "mse":
         model, loss, y = Tied(), F.mse_loss, torch.randn(N, 3, dtype=DOUBLE)
     else:

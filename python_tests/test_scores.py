@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from score_networks import CASES, DOUBLE, N, case, gradients, split
+from networks import CASES, DOUBLE, N, case, gradients, split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

@@ -67,8 +67,8 @@ auto dispatch_floating(const char* op, ScalarType dtype, Body&& body) {
   }
 }
 
-// These three go to torch's dispatcher, at a microsecond or more by way of the C interface, where
-// there is something to do alone.
+// torch's dispatcher is asked only where there is something to do: by way of the C interface a call
+// takes a microsecond or more.
 inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

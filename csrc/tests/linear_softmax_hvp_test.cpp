@@ -70,6 +70,19 @@ void check(const Case& c, double tolerance) {
            long(c.C), long(c.R), long(i), double(got[i]), want[i]);
 }
 
+// Probabilities below the least normal number count as zero.
+void check_denormals() {
+#if defined(__SSE2__)
+  const int64_t n = 150, d = 20, C = 10;
+  const std::vector<float> x(n * d, 1.0f), probs(n * C, 0x1p-130f), v = normal<float>(C * d, 1);
+  std::vector<float> result(C * d, 7.0f);
+  linear_softmax_hvp_cpu(LinearSoftmaxHvp<float>{n, d, C, 1, false, x.data(), probs.data(),
+                                                 v.data(), nullptr, result.data()},
+                         threaded_pool());
+  for (float value : result) EXPECT(value == 0, "%g", double(value));
+#endif
+}
+
 void check_shapes() {
   for (bool bias : {false, true}) {
     for (const auto& [n, d, C, R] : {std::array<int64_t, 4>{0, 3, 4, 1},
@@ -99,6 +112,7 @@ int main() {
     if (level > machine) continue;
     simd_level() = level;
     check_shapes();
+    check_denormals();
   }
   std::puts("linear_softmax_hvp: ok");
 }
