@@ -73,7 +73,11 @@ def class_metrics(
         >>> fi.class_metrics(torch.nn.Identity(), data, 1).self_accuracy
         1.0
     """
-    got = predict(model, data, passes=passes)
+    return standing(predict(model, data, passes=passes), class_index)
+
+
+def standing(got: Predictions, class_index: int) -> ClassMetrics:
+    """class_metrics of predictions that are there already."""
     own = got.labels == class_index
     if not own.any() or own.all():
         which = "no row" if not own.any() else "nothing but rows"

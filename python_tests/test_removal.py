@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import fastif_ext as fi
-from fastif_ext.removal import Guard, shortest_step
+from fastif_ext.removal import Guard, Start, shortest_step
 from fastif_ext.training import train_lbfgs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -284,6 +285,55 @@ def net(train: TensorDataset) -> nn.Module:
         warnings.simplefilter("ignore")
         train_lbfgs(net, *train.tensors, l2=1e-4)
     return net
+
+
+class TestShortestStep:
+    """A linear model's logits are linear in the step: where to look next is known exactly."""
+
+    @pytest.fixture
+    def line(self) -> tuple[nn.Module, Tensor, TensorDataset]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        x = torch.randn(500, 4, dtype=torch.float64)
+        own = (model(x).argmax(1) == 1).nonzero().flatten()
+        delta = torch.randn(15, dtype=torch.float64)
+        delta[13] = -20.0  # the bias of class 1
+        return model, delta, TensorDataset(x[own], torch.ones(len(own), dtype=torch.int64))
+
+    def test_few_looks_and_the_same_step_as_by_halving(self, line) -> None:
+        model, delta, own = line
+        x = own.tensors[0]
+
+        def knows(step: float) -> float:
+            return float((fi.apply_update(model, delta, step)(x).argmax(1) == 1).double().mean())
+
+        for first, target in ((1e-3, 0.01), (0.02, 0.3), (1.0, 0.01)):
+            step, history, reached = shortest_step(model, delta, own, 1, first=first, target=target)
+            assert reached
+            assert knows(step) < target <= knows(0.98 * step)
+            doublings = max(0.0, math.log2(step / first))
+            assert len(history) <= 4 + math.ceil(doublings)
+            assert [r.self_accuracy for r in history] == [knows(r.step) for r in history]
+
+    def test_what_is_known_of_the_start_is_not_looked_at_again(self, line) -> None:
+        model, delta, own = line
+        calls = []
+        model.register_forward_hook(lambda *_: calls.append(1))
+        plain = shortest_step(model, delta, own, 1, first=0.1)
+        looked = len(calls)
+        start = Start(model(own.tensors[0]).detach(), None)
+        calls.clear()
+        assert shortest_step(model, delta, own, 1, first=0.1, start=start) == plain
+        assert len(calls) == looked - 1
+
+    def test_the_last_part_may_be_a_little_longer_than_its_share(self, line) -> None:
+        model, delta, own = line
+        needed, _, _ = shortest_step(model, delta, own, 1, first=0.1)
+        step, _, reached = shortest_step(model, delta, own, 1, first=0.1, limit=0.95 * needed)
+        assert reached
+        assert step == pytest.approx(needed, rel=0.03)
+        short = shortest_step(model, delta, own, 1, first=0.1, limit=0.8 * needed)
+        assert (short[0], short[2]) == (0.8 * needed, False)
 
 
 class TestGuard:

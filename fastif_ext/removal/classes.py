@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from fastif_ext.data import device_of, take
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.memory import peak_memory
-from fastif_ext.metrics import class_metrics, predict
+from fastif_ext.metrics import class_metrics, predict, standing
 from fastif_ext.parameters import apply_update, flat_parameters
 from fastif_ext.passes import HERE, Passes
 from fastif_ext.removal.report import Clock, RemovalReport, StepRecord
-from fastif_ext.removal.search import Guard, best_on_test, shortest_step
+from fastif_ext.removal.search import Guard, Start, best_on_test, shortest_step
 from fastif_ext.removal.subsets import Chooser, curvature_subset
 from fastif_ext.samplers import CurvatureSampler, ResidualSampler, SubsetSampler
 
@@ -55,11 +55,11 @@ def remove_class(
     ``protocol="default"`` looks for the shortest way after which accuracy on the class's own
     *training* rows is below `target`; the test set is only reported. The way is cut into
     `linearisations` parts: after each, direction, gradient and curvature subset are taken anew at
-    the parameters reached (no part is longer than its share of the first estimate; up to twice as
-    many are taken; the last is the one with the best F1 on training rows). Curvature is that of the
-    rows that stay. No step is taken that costs more than a tenth of the accuracy on the other
-    classes' training rows (at most 1000 are looked at): a long step along a poor direction forgets
-    the class only because it forgets everything.
+    the parameters reached. No part is more than a tenth longer than its share of the first
+    estimate; up to twice as many are taken; the last is the one with the best F1 on training rows.
+    Curvature is that of the rows that stay. No step is taken that costs more than a tenth of the
+    accuracy on the other classes' training rows (at most 1000 are looked at): a long step along a
+    poor direction forgets the class only because it forgets everything.
 
     ``protocol="paper"`` is the predecessor's procedure (arXiv 2312.05586): one direction, with the
     curvature of all rows; add it, normalised, again and again and keep the best F1 *on the test
@@ -130,7 +130,6 @@ def remove_class(
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
     solve.setdefault("solver", "cg" if protocol == "default" else "lissa")
     inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, passes
-    report_on = train if test is None else test
     shared = passes.together(
         "remove_class",
         class_index=class_index,
@@ -156,8 +155,14 @@ def remove_class(
             model=edited,
             class_index=class_index,
             protocol=protocol,
-            before=class_metrics(model, report_on, class_index, passes=passes),
-            after=class_metrics(edited, report_on, class_index, passes=passes),
+            before=(
+                standing(job.original, class_index)
+                if test is None
+                else class_metrics(model, test, class_index, passes=passes)
+            ),
+            after=class_metrics(
+                edited, train if test is None else test, class_index, passes=passes
+            ),
             delta=flat_parameters(edited) - flat_parameters(model),
             step=job.step,
             theory_step=job.theory_step,
@@ -207,7 +212,8 @@ class _Removal:
         self.sampler, self.samples, self.removed_samples = sampler, samples, removed_samples
         self.loss_fn, self.seed, self.passes = loss_fn, seed, passes
         self.progress, self.solve = progress, solve
-        self.got = predict(model, train, progress=progress, passes=passes)
+        self.original = predict(model, train, progress=progress, passes=passes)
+        self.got = self.original  # of the model reached so far
         own = self.got.labels == class_index
         self.removed_rows, self.kept_rows = (rows.nonzero().flatten() for rows in (own, ~own))
         n, n_removed = len(own), len(self.removed_rows)
@@ -217,7 +223,7 @@ class _Removal:
                 f"the labels are {self.got.labels.unique().tolist()}"
             )
         self.removed = take(train, self.removed_rows)
-        self.guard = Guard(model, train, self.kept_rows, passes=passes)
+        self.guard = Guard(model, train, self.kept_rows, got=self.got, passes=passes)
         self.theory_step = n_removed / (n - n_removed)
         self.step, self.reached = 0.0, True
         self.left = 0.0
@@ -245,6 +251,9 @@ class _Removal:
                 limit=limit,
                 linearisation=k,
                 guard=self.guard,
+                start=Start(
+                    self.got.logits[self.removed_rows], self.guard.among(self.got).accuracy
+                ),
                 passes=self.passes,
             )
             self.history += tried
