@@ -147,6 +147,27 @@ def test_all_rows_make_the_gauss_newton_matrix(
 
 
 @pytest.mark.usefixtures("small_counts")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+def test_chunks_without_a_chosen_row(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weight is on the rows of one chunk, so the rows chosen are among them."""
+    monkeypatch.setattr(factor, "MOST_ROWS", 11)
+    model, x, y = case(name)
+    weights = torch.full((len(x),), 1e-9, dtype=torch.float64)
+    weights[11:22] = 1.0
+    options: dict[str, Any] = {"weights": weights}
+    got, want = (
+        make_curvature(kind, model, cross_entropy, (x, y), chunk_size=size, **options)
+        for size in (11, len(x))
+    )
+    few = got.preconditioner(0.3, 4), want.preconditioner(0.3, 4)
+    assert few[0] is not None
+    assert few[1] is not None
+    eye = torch.eye(got.dim, dtype=torch.float64)
+    torch.testing.assert_close(few[0] @ eye, few[1] @ eye, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_counts")
 @pytest.mark.parametrize("params", [["3.*"], ["5.bias", "0.weight"], "mask"])
 def test_selected_parameters(params: Any) -> None:
     model, x, y = case("layered")

@@ -125,7 +125,7 @@ class CurvatureOperator(ABC):
         for inputs, _, _ in self._loss.chunks(self._chunk):
             n = batch_rows(inputs)
             here = ((chosen.rows >= row) & (chosen.rows < row + n)).nonzero()[:, 0]
-            for part in here.split(FACTOR_ROWS):
+            for part in here.split(FACTOR_ROWS) if len(here) else ():
                 some = cut(inputs, chosen.rows[part] - row)
                 gradients = self._example_gradients(some, chosen.directions[part])
                 result[done : done + len(part)] = self.selection.join(gradients)
