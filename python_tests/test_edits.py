@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -114,6 +115,9 @@ class TestRemoveRows:
         assert report.test_after is not None
         assert report.delta_norm == pytest.approx(float(report.delta.norm()))
         assert "test set" in report.summary()
+        facts = json.loads(json.dumps(report.to_dict()))
+        assert facts["test_after"]["accuracy"] == report.test_after.accuracy
+        assert facts["norms"] == report.norms
 
     def test_a_curvature_subset_comes_near(
         self, model: nn.Module, data: tuple[Tensor, Tensor]

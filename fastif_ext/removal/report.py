@@ -201,6 +201,26 @@ class EditReport:
         """|theta' - theta|."""
         return float(self.delta.norm())
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures of the report, as plain numbers."""
+        fits = ("edited_before", "edited_after", "kept_before", "kept_after")
+        on_test = {
+            name: None if fit is None else fit._asdict()
+            for name, fit in (("test_before", self.test_before), ("test_after", self.test_after))
+        }
+        return {
+            **{name: getattr(self, name)._asdict() for name in fits},
+            **on_test,
+            "delta_norm": self.delta_norm,
+            "norms": self.norms,
+            "damping": self.damping,
+            "iterations": self.iterations,
+            "converged": self.converged,
+            "seconds": self.seconds,
+            "peak_megabytes": self.peak.megabytes,
+            "peak_of": self.peak.device,
+        }
+
     def summary(self) -> str:
         """The report in a few lines."""
         lines = []

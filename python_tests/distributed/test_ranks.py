@@ -222,6 +222,11 @@ class TestAsInOneProcess:
         one = worker.influence(variant, passes.HERE)
         assert same(found[4][0][f"influence {variant}"], one, 1e-6)
 
+    @pytest.mark.parametrize("name", ["remove_rows", "correct_labels"])
+    def test_edits(self, found: Found, name: str) -> None:
+        one = worker.edit(name, passes.HERE)
+        assert same(found[4][0][name]["delta"], one["delta"], 1e-8)
+
 
 DISAGREE = {
     "other_seed": "sample: ranks disagree: seed is 0 on {others}, 7 on rank {last}",
@@ -232,6 +237,7 @@ DISAGREE = {
     "other_threads": "DistributedOperator: ranks disagree: threads is 1 on {others}, 2 on rank",
     "other_call": "ranks are in different calls: extract on {others}, kmeans on rank {last}",
     "other_class": "remove_class: ranks disagree: class_index is 1 on {others}, 2 on rank {last}",
+    "other_rows": "remove_rows: ranks disagree: rows is torch.int64 [5] with bits ",
     "other_damping": "influence_scores: ranks disagree: damping is 0.1 on {others}, 1.1 on rank",
     "other_clusters": "kmeans: ranks disagree: n_clusters is 3 on {others}, 4 on rank {last}",
 }

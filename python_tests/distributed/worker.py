@@ -253,6 +253,29 @@ def remove_class(protocol: str, ranks: fid.Ranks) -> Any:
     return {"delta": report.delta, "facts": {k: repr(v) for k, v in facts.items()}}
 
 
+def edit(name: str, passes: Passes) -> Any:
+    """remove_rows or correct_labels, two Newton steps."""
+    rows = torch.arange(0, 60, 3)
+    model, train = problem.model(), problem.data()
+    options: dict[str, Any] = {
+        "test": problem.data(150),
+        "steps": 2,
+        "samples": 60,
+        "damping": 0.1,
+        "tol": 1e-10,
+        "curvature": "gauss-newton",
+        "passes": passes,
+    }
+    if name == "remove_rows":
+        report = fi.remove_rows(model, train, rows, **options)
+    else:
+        labels = (train.tensors[1][rows] + 1) % problem.CLASSES
+        report = fi.correct_labels(model, train, rows, labels, **options)
+    facts = report.to_dict()
+    facts = {k: v for k, v in facts.items() if k not in ("seconds", "peak_megabytes")}
+    return {"delta": report.delta, "facts": {k: repr(v) for k, v in facts.items()}}
+
+
 def rng_is_kept(ranks: fid.Ranks) -> Any:
     before = torch.get_rng_state()
     sample("curvature", ranks)
@@ -298,6 +321,8 @@ SAME: dict[str, Check] = {
     "influence sif": lambda ranks: influence("sif", fid.SharedPasses(ranks)),
     "remove_class default": lambda ranks: remove_class("default", ranks),
     "remove_class paper": lambda ranks: remove_class("paper", ranks),
+    "remove_rows": lambda ranks: edit("remove_rows", fid.SharedPasses(ranks)),
+    "correct_labels": lambda ranks: edit("correct_labels", fid.SharedPasses(ranks)),
     "rng": rng_is_kept,
     "own group": own_group,
 }
@@ -360,6 +385,11 @@ def other_call(ranks: fid.Ranks) -> Any:
 def other_class(ranks: fid.Ranks) -> Any:
     passes = fid.SharedPasses(ranks)
     fi.remove_class(problem.model(), problem.data(), 1 + on_last(ranks), passes=passes)
+
+
+def other_rows(ranks: fid.Ranks) -> Any:
+    rows, passes = torch.arange(5) + on_last(ranks), fid.SharedPasses(ranks)
+    fi.remove_rows(problem.model(), problem.data(), rows, passes=passes)
 
 
 def other_damping(ranks: fid.Ranks) -> Any:
@@ -428,7 +458,7 @@ TROUBLE: dict[str, Check] = {
     check.__name__: check
     for check in (
         *(other_seed, other_sampler, other_model, other_length, other_vector, other_threads),
-        *(other_call, other_class, other_damping, other_clusters),
+        *(other_call, other_class, other_rows, other_damping, other_clusters),
         *(fails_in_extract, fails_in_product, fails_in_scores, fails_in_removal),
     )
 }
