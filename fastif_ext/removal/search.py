@@ -133,8 +133,9 @@ def shortest_step(
         if narrow or endless:
             sound = [look for look in line.looks if not look.breaks] or line.looks[:1]
             return max(sound, key=_f1).step, line.history, False
-        # at most twice as far: logits are not linear for ever
-        step = min(max(aim, 1.02 * step), 2 * step) if top is None else (low.step + top) / 2
+        # at most twice as far: logits are not linear for ever; and no creeping
+        least = 1.02 if len(line.looks) < 8 else 2.0
+        step = min(max(aim, least * step), 2 * step) if top is None else (low.step + top) / 2
     may_be_longer = limit is not None and guard is not None
     if may_be_longer and _f1(high) >= _f1(high, kept=low.kept):
         return high.step, line.history, True  # costs the others nothing: a shorter gains nothing
