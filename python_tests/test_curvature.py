@@ -62,6 +62,9 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
         model, x = Net(), torch.randn(N, 1, 4, 4)
         model.norm.running_mean.uniform_(-1, 1)
         model.norm.running_var.uniform_(0.5, 2)
+    elif name == "groups":  # torch's second backward pass takes no batch of directions there
+        layers = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
+        model, x = nn.Sequential(*layers), torch.randn(N, 1, 4, 4)
     else:
         assert name == "tied"
         model = Tied()
@@ -70,7 +73,7 @@ def case(name: str) -> tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]:
     return model.double(), loss, x.double(), y
 
 
-CASES = ["linear", "softmax", "mlp", "conv", "tied"]
+CASES = ["linear", "softmax", "mlp", "conv", "groups", "tied"]
 
 
 def dense(

@@ -30,6 +30,8 @@ class CurvatureOperator(ABC):
     sides go through in one batch.
     """
 
+    _batches = True  # whether several directions go through at a time
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,7 +58,7 @@ class CurvatureOperator(ABC):
         self._chunk = min(chunk_size or fitting, fitting)
         # a product of R right-hand sides takes about R times the memory of the chunk's graph
         widest = min(self._chunk, BATCH, self.rows) * max(per_row, 1)
-        self._together = max(1, int(graph_memory / widest))
+        self._together = max(1, int(graph_memory / widest)) if self._batches else 1
         self._kept: list[Any] | None = None
         self.recordable = self.cached  # see fastif_ext.graphs
 
@@ -198,11 +200,25 @@ class CurvatureOperator(ABC):
         )
 
     def _try_product(self) -> None:
-        """A product with the first few rows must come out the same twice."""
+        """A product with the first few rows must come out the same twice.
+
+        Directions go through one at a time where torch cannot take several: the second backward
+        pass of group_norm is wrong about shapes there (torch 2.14).
+        """
         chunk = next(self._loss.chunks(FEW))
-        directions = self._random_directions(1)
+        both = self._random_directions(2)
+        one = [d[:1] for d in both]
         with kept_rng(self.device), full_precision(self.device):
-            once, again = (self._multiply(self._prepare(chunk), directions) for _ in range(2))
+            once, again = (self._multiply(self._prepare(chunk), one) for _ in range(2))
+            self._same(once, again)
+            try:
+                several = self._multiply(self._prepare(chunk), both)
+            except RuntimeError:
+                self._batches = False
+            else:
+                self._same(once, [product[:1] for product in several])
+
+    def _same(self, once: list[Tensor], again: list[Tensor]) -> None:
         tolerance = torch.finfo(self.dtype).eps ** 0.5
         for a, b in zip(once, again, strict=True):
             if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
