@@ -286,10 +286,18 @@ def test_selections_of_images(kind: str, name: str) -> None:
 
 
 def compare_selection(kind: str, model: nn.Module, x: Tensor, y: Tensor, params: Any) -> None:
-    H = operator(kind, model, F.cross_entropy, x, y, params=params)
-    place = H.selection.embed(torch.ones(1, H.dim)).bool()[0]
-    wanted = dense(kind, model, F.cross_entropy, x, y)[place][:, place]
-    torch.testing.assert_close(matrix(H), wanted, **CLOSE)
+    """Against dense algebra, also a row at a time; the vectors stay as they were."""
+    everything = dense(kind, model, F.cross_entropy, x, y)
+    for chunk_size in (None, 1):
+        H = operator(kind, model, F.cross_entropy, x, y, params=params, chunk_size=chunk_size)
+        place = H.selection.embed(torch.ones(1, H.dim)).bool()[0]
+        wanted = everything[place][:, place]
+        torch.testing.assert_close(matrix(H), wanted, **CLOSE)
+        for shape in ((H.dim,), (1, H.dim), (3, H.dim)):
+            v = torch.randn(shape, dtype=H.dtype)
+            before = v.clone()
+            torch.testing.assert_close(H @ v, v @ wanted, **CLOSE)
+            assert torch.equal(v, before)
 
 
 @pytest.mark.parametrize("frozen", ["0.", "3.weight", "0.0.bias"])

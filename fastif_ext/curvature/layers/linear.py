@@ -44,8 +44,11 @@ class Linear(Layer):
             term = wide.unflatten(1, (job.count, -1)).transpose(0, 1)
             result = term.contiguous() if result is None else result.add_(term)
         elif job.bias is not None:
-            term = job.bias[:, None].expand(-1, len(kept.first), -1)
-            result = term.contiguous() if result is None else result.add_(term)
+            term = job.bias[:, None]
+            if result is None:
+                result = term.repeat(1, len(kept.first), 1)  # its own memory, for one row too
+            else:
+                result.add_(term)
         return result, None if kept.second is None or job.weight is None else along
 
     def gather(self, job: Job, kept: Kept, memory: Any, back: Tensor) -> None:
