@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 BATCH = 1024
 
-Data = tuple[Any, Tensor] | Dataset[Any] | DataLoader[Any]
+Rows = tuple[Any, Tensor] | Dataset[Any]
+Data = Rows | DataLoader[Any]
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -111,7 +112,7 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
         for i in range(0, len(targets), batch_size):
             part = slice(i, i + batch_size)
             yield cut(inputs, part), targets[part]
-    elif isinstance(data, Dataset):
+    elif isinstance(data, Dataset) or has_rows(data):
         yield from map(split_batch, loader(data, batch_size))
     else:
         raise TypeError(
@@ -151,7 +152,7 @@ def _concatenate(group: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def take(data: tuple[Any, Tensor] | Dataset[Any], rows: Tensor) -> Any:
+def take(data: Rows, rows: Tensor) -> Any:
     """The rows of tensors or of a map-style dataset, in that order, repeats included."""
     if type(data) is TensorDataset:
         return TensorDataset(*cut(data.tensors, rows))
@@ -186,7 +187,51 @@ def relabelled(data: Dataset[Any], rows: Tensor, labels: Tensor) -> Dataset[Any]
     return _Relabelled(data, dict(zip(rows.tolist(), labels.tolist(), strict=True)))
 
 
-def count(data: tuple[Any, Tensor] | Dataset[Any]) -> int:
+class _Pairs(Dataset[Any]):
+    """(inputs, targets), whole, as a data set of rows."""
+
+    def __init__(self, inputs: Any, targets: Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        return tree_map(lambda t: t[i], self.inputs), self.targets[i]
+
+
+def has_rows(data: Any) -> bool:
+    """Whether any row can be read: a map-style Dataset, or what behaves like one."""
+    if isinstance(data, (Tensor, Mapping, str, tuple, IterableDataset)):
+        return False
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def map_style(name: str, data: Rows) -> Dataset[Any]:
+    """A data set of which any row can be read: a Dataset as it is, (inputs, targets) as one.
+
+    Raises:
+        TypeError: a DataLoader, an IterableDataset, anything else; the message begins with `name`.
+        ValueError: inputs and targets of different lengths.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
+        inputs, targets = data
+        if batch_rows(inputs) != len(targets):
+            raise ValueError(
+                f"{name} has {batch_rows(inputs)} inputs and {len(targets)} targets; they must "
+                f"match"
+            )
+        return TensorDataset(inputs, targets) if isinstance(inputs, Tensor) else _Pairs(*data)
+    if not has_rows(data):
+        remedy = "; pass its .dataset" if isinstance(data, DataLoader) else ""
+        raise TypeError(
+            f"{name} must be a map-style Dataset or (inputs, targets), of which any row can be "
+            f"read, got a {type(data).__name__}{remedy}"
+        )
+    return data
+
+
+def count(data: Rows) -> int:
     """Number of rows of tensors or of a map-style dataset."""
     if isinstance(data, tuple):
         return len(data[1])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastif_ext.curvature import Hessian
-from fastif_ext.data import device_of, loader, take
+from fastif_ext.data import Rows, device_of, loader, map_style, take
 from fastif_ext.diagnostics import calibration, effective_sample_size
 from fastif_ext.extract import Extracted, extract
 from fastif_ext.lissa import lissa
@@ -85,7 +85,7 @@ class Diagnosis:
 def diagnose(
     model: nn.Module,
     loss_fn: Loss,
-    train: Dataset[Any],
+    train: Rows,
     removed: Tensor,
     sampler: Callable[[Extracted, int], SubsetSampler],
     *,
@@ -102,7 +102,7 @@ def diagnose(
     Args:
         model: maps inputs to logits [b, Y].
         loss_fn: loss_fn(outputs, labels) -> mean loss, the one the model was trained with.
-        train: the training set, a map-style dataset of (inputs, label).
+        train: the training set: a map-style dataset of (inputs, label), or (inputs, labels).
         removed: int64, the rows whose influence is asked for.
         sampler: called with what fastif_ext.extract gives for `train` (with the features of the
             last linear layer, where there is one) and a seed; returns the sampler to examine.
@@ -128,6 +128,7 @@ def diagnose(
         >>> len(found.findings)
         6
     """
+    train = map_style("diagnose: train", train)
     if seeds < 2:
         raise ValueError(f"diagnose: seeds must be at least 2, got {seeds}")
     layer = "penultimate" if any(isinstance(m, nn.Linear) for m in model.modules()) else None

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fastif_ext.conjugate_gradients import cg
 from fastif_ext.curvature import check_curvature, last_linear
-from fastif_ext.data import Data, count, take
+from fastif_ext.data import Data, Rows, count, take
 from fastif_ext.graphs import CudaGraph
 from fastif_ext.lissa import lissa
 from fastif_ext.parameters import Params, Selection
@@ -47,7 +47,7 @@ def influence(
     model: nn.Module,
     loss_fn: Callable[[Any, Tensor], Tensor],
     removed: Data | Tensor,
-    train: tuple[Any, Tensor] | Dataset[Any],
+    train: Rows,
     *,
     variant: str = "if",
     params: Params = None,

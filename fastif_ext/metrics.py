@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fastif_ext.data import loader
+from fastif_ext.data import Rows, loader, map_style
 from fastif_ext.passes import HERE, Passes
 
 
@@ -51,13 +51,13 @@ def f1_score(self_accuracy: float, remaining_accuracy: float) -> float:
 
 
 def class_metrics(
-    model: nn.Module, data: Dataset[Any], class_index: int, *, passes: Passes = HERE
+    model: nn.Module, data: Rows, class_index: int, *, passes: Passes = HERE
 ) -> ClassMetrics:
     """Self-accuracy, remaining accuracy, self-loss and F1 of a model on a data set.
 
     Args:
         model: maps inputs to logits [b, Y].
-        data: a map-style dataset of (inputs, label).
+        data: a map-style dataset of (inputs, label), or (inputs, labels).
         class_index: the class that is to be forgotten.
         passes: who makes the pass over the data; see fastif_ext.distributed.SharedPasses.
 
@@ -73,6 +73,7 @@ def class_metrics(
         >>> fi.class_metrics(torch.nn.Identity(), data, 1).self_accuracy
         1.0
     """
+    data = map_style("class_metrics: data", data)
     return standing(predict(model, data, passes=passes), class_index)
 
 
@@ -119,4 +120,9 @@ def predict(
     got = passes.extract(model, loader(data), progress=progress)
     if got.labels is None:
         raise ValueError("class removal needs a dataset of (inputs, label); this one has no labels")
+    if got.labels.dim() != 1 or got.labels.is_floating_point():
+        raise ValueError(
+            f"labels must be whole numbers, one for each row, got {got.labels.dtype} of shape "
+            f"{list(got.labels.shape)}; use labels.argmax(1) of one-hot labels"
+        )
     return Predictions(got.logits, got.labels)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fastif_ext.curvature import check_curvature, last_linear, make_curvature
-from fastif_ext.data import Data, batch_rows, count, cut, take
+from fastif_ext.data import Data, Rows, batch_rows, count, cut, take
 from fastif_ext.device import memory_for
 from fastif_ext.directional import DirectionalDerivatives
 from fastif_ext.graphs import CudaGraph, recorded
@@ -133,7 +132,7 @@ def influence_scores(
 def self_influence(
     model: nn.Module,
     loss_fn: Loss,
-    train: tuple[Any, Tensor] | Dataset[Any],
+    train: Rows,
     *,
     rows: Tensor | None = None,
     params: Params = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import fastif_ext as fi
 from fastif_ext import data
+from fastif_ext.data import loader, map_style
 
 X, Y = torch.arange(20.0).view(10, 2), torch.arange(10)
 
@@ -39,14 +42,15 @@ class Endless(IterableDataset[Any]):
     [
         ((X, Y), [4, 4, 2]),
         (TensorDataset(X, Y), [4, 4, 2]),
-        (list(zip(X, Y, strict=True)), None),
+        (list(zip(X, Y, strict=True)), [4, 4, 2]),
+        (X, None),
         (DataLoader(TensorDataset(X, Y), batch_size=3), [3, 3, 3, 1]),
         (Endless(), [4, 4, 2]),
     ],
 )
 def test_batches_keep_every_row_in_order(source: Any, sizes: list[int] | None) -> None:
     if sizes is None:
-        with pytest.raises(TypeError, match="a Dataset or a DataLoader, got list"):
+        with pytest.raises(TypeError, match="a Dataset or a DataLoader, got Tensor"):
             next(data.batches(source))
         return
     got = list(data.batches(source, 4))
@@ -179,3 +183,75 @@ def test_an_empty_dataset_gives_no_batch() -> None:
 
     assert list(data.batches(Empty())) == []
     assert list(data.batches(TensorDataset(X[:0], Y[:0]))) == []
+
+
+class TestMapStyle:
+    """What a user passes where rows are read by number."""
+
+    X, Y = torch.randn(12, 3), torch.arange(12) % 3
+
+    def test_pairs_are_data_sets(self) -> None:
+        pair = map_style("data", (self.X, self.Y))
+        assert isinstance(pair, TensorDataset)
+        halves = {"a": self.X[:, :2], "b": self.X[:, 2:]}
+        rows = map_style("data", (halves, self.Y))
+        inputs, targets = next(iter(loader(rows, 5)))
+        assert torch.equal(inputs["a"], self.X[:5, :2])
+        assert torch.equal(targets, self.Y[:5])
+
+    def test_what_behaves_like_a_data_set_is_one(self) -> None:
+        """A list of rows, or a data set of Hugging Face, which is no torch Dataset."""
+        listed: Any = list(zip(self.X, self.Y.tolist(), strict=True))
+        assert map_style("data", listed) is listed
+        model, loss = torch.nn.Linear(3, 3), torch.nn.functional.cross_entropy
+        for got, want in (
+            (fi.mean_gradient(model, loss, d) for d in (listed, (self.X, self.Y))),
+            (
+                fi.influence(model, loss, torch.arange(3), d, damping=0.1).delta
+                for d in (listed, (self.X, self.Y))
+            ),
+        ):
+            torch.testing.assert_close(got, want)
+
+    def test_edits_take_them(self) -> None:
+        model, pair = torch.nn.Linear(3, 3), (self.X, self.Y)
+        data, how = TensorDataset(*pair), {"damping": 0.1, "curvature": "gauss-newton"}
+        for edit in (
+            lambda d: fi.remove_class(model, d, 1, test=d, **how).delta,
+            lambda d: fi.remove_rows(model, d, torch.arange(3), test=d, **how).delta,
+            lambda d: (
+                fi.correct_labels(
+                    model, d, torch.arange(2), torch.tensor([2, 2]), test=d, **how
+                ).delta
+            ),
+            lambda d: torch.tensor(fi.class_metrics(model, d, 1)),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert torch.equal(edit(pair), edit(data))
+
+    def test_what_has_no_rows_by_number_is_refused(self) -> None:
+        class Stream(IterableDataset):
+            def __iter__(self) -> Any:
+                return iter([(torch.zeros(3), 0)])
+
+            def __len__(self) -> int:
+                return 1
+
+        data = TensorDataset(self.X, self.Y)
+        for bad, word in (
+            (DataLoader(data), "DataLoader; pass its .dataset"),
+            (Stream(), "Stream"),
+            ((self.X,), "tuple"),
+            (None, "NoneType"),
+        ):
+            with pytest.raises(TypeError, match=f"remove_class: train must be .* got a {word}"):
+                fi.remove_class(torch.nn.Linear(3, 3), bad, 1)
+        with pytest.raises(ValueError, match="remove_rows: train has 12 inputs and 11 targets"):
+            fi.remove_rows(torch.nn.Linear(3, 3), (self.X, self.Y[:11]), torch.arange(2))
+
+    def test_labels_that_are_no_classes_are_refused(self) -> None:
+        one_hot = torch.nn.functional.one_hot(self.Y)
+        for bad in (one_hot, self.Y[:, None]):
+            with pytest.raises(ValueError, match="labels must be whole numbers, one for each row"):
+                fi.remove_class(torch.nn.Linear(3, 3), (self.X, bad), 1)

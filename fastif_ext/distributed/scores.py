@@ -6,10 +6,9 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from fastif_ext.curvature import check_curvature, last_linear
-from fastif_ext.data import Data, count
+from fastif_ext.data import Data, Rows, count
 from fastif_ext.distributed.curvature import curvature as shared_curvature
 from fastif_ext.distributed.ranks import Ranks, opened
 from fastif_ext.distributed.shards import part_of, shard
@@ -23,7 +22,7 @@ from fastif_ext.scores import influence_scores as scores_here
 def influence_scores(
     model: nn.Module,
     loss_fn: Loss,
-    train: tuple[Any, Tensor] | Dataset[Any],
+    train: Rows,
     test: Data,
     *,
     params: Params = None,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from fastif_ext.data import cut
+from fastif_ext.data import Rows, cut
 from fastif_ext.loaders import check_loader, rows_before
 
 
@@ -42,7 +41,7 @@ def shard(n: int, rank: int, size: int, *, multiple: int = 1) -> range:
     return range(*ends)
 
 
-def part_of(data: tuple[Any, Tensor] | Dataset[Any], rows: range) -> Any:
+def part_of(data: Rows, rows: range) -> Any:
     """A contiguous part of tensors (a view of them) or of a map-style dataset."""
     if isinstance(data, tuple):
         return cut(data, slice(rows.start, rows.stop))

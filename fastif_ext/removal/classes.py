@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from fastif_ext.data import device_of, take
+from fastif_ext.data import Rows, device_of, map_style, take
 from fastif_ext.influence import InfluenceResult, influence
 from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import class_metrics, predict, standing
@@ -32,10 +32,10 @@ _REMEDY = "the direction may be poor: try more samples, larger damping or more l
 
 def remove_class(
     model: nn.Module,
-    train: Dataset[Any],
+    train: Rows,
     class_index: int,
     *,
-    test: Dataset[Any] | None = None,
+    test: Rows | None = None,
     sampler: Chooser = None,
     samples: int = 400,
     removed_samples: int | None = 512,
@@ -68,7 +68,7 @@ def remove_class(
 
     Args:
         model: maps inputs to logits; it is copied, never changed.
-        train: the training set, a map-style dataset of (inputs, label).
+        train: the training set: a map-style dataset of (inputs, label), or (inputs, labels).
         class_index: the class to remove.
         test: where the report is measured; by default `train`. Required for protocol="paper".
         sampler: chooses the rows for the curvature. None: a fresh systematic CurvatureSampler of
@@ -128,6 +128,8 @@ def remove_class(
     ):
         if value is not None and value < 1:
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
+    train = map_style("remove_class: train", train)
+    test = None if test is None else map_style("remove_class: test", test)
     solve.setdefault("solver", "cg" if protocol == "default" else "lissa")
     inputs = model, train, class_index, sampler, samples, removed_samples, loss_fn, seed, passes
     shared = passes.together(

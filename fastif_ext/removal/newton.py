@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fastif_ext.data import count, device_of, take
+from fastif_ext.data import Rows, count, device_of, map_style, take
 from fastif_ext.influence import check_rows, make_solver
 from fastif_ext.memory import peak_memory
 from fastif_ext.metrics import Fit, Predictions, fit, predict
@@ -100,18 +100,20 @@ class Edit:
         self,
         name: str,
         model: nn.Module,
-        train: Dataset[Any],
+        train: Rows,
         rows: Tensor,
-        test: Dataset[Any] | None,
+        test: Rows | None,
         how: How,
     ) -> None:
         for argument, value in (("steps", how.steps), ("samples", how.samples)):
             if value < 1:
                 raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
         self.start = time.perf_counter()
+        train = map_style(f"{name}: train", train)
         self.n = count(train)
         self.rows = check_rows("rows", rows, self.n).unique().cpu()
-        self.model, self.train, self.test, self.how = model, train, test, how
+        self.model, self.train, self.how = model, train, how
+        self.test = None if test is None else map_style(f"{name}: test", test)
         self.before = self.predict(model, train)
 
     def predict(self, model: nn.Module, data: Dataset[Any]) -> Predictions:

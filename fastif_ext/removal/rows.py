@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
 
-from fastif_ext.data import relabelled, take
+from fastif_ext.data import Rows, relabelled, take
 from fastif_ext.objective import Loss
 from fastif_ext.parameters import Params
 from fastif_ext.passes import HERE, Passes
@@ -21,10 +19,10 @@ from fastif_ext.removal.subsets import Chooser
 
 def remove_rows(
     model: nn.Module,
-    train: Dataset[Any],
+    train: Rows,
     rows: Tensor,
     *,
-    test: Dataset[Any] | None = None,
+    test: Rows | None = None,
     steps: int = 1,
     sampler: Chooser = None,
     samples: int = 400,
@@ -50,7 +48,7 @@ def remove_rows(
 
     Args:
         model: maps inputs to logits [b, Y]; it is copied, never changed.
-        train: the training set, a map-style dataset of (inputs, label).
+        train: the training set: a map-style dataset of (inputs, label), or (inputs, labels).
         rows: int64, rows of `train` to remove; repeats do not count twice.
         test: a data set to report on besides.
         steps: Newton steps; 1 is the influence function.
@@ -111,18 +109,18 @@ def remove_rows(
         ratio = len(edit.rows) / len(kept)
 
         def first(original: Callable[[], Tensor]) -> Tensor:
-            return ratio * (original() - how.gradient(model, take(train, edit.rows)))
+            return ratio * (original() - how.gradient(model, take(edit.train, edit.rows)))
 
-        return edit.run(after=train, kept=kept, first=first)
+        return edit.run(after=edit.train, kept=kept, first=first)
 
 
 def correct_labels(
     model: nn.Module,
-    train: Dataset[Any],
+    train: Rows,
     rows: Tensor,
     labels: Tensor,
     *,
-    test: Dataset[Any] | None = None,
+    test: Rows | None = None,
     steps: int = 1,
     sampler: Chooser = None,
     samples: int = 400,
@@ -146,7 +144,7 @@ def correct_labels(
 
     Args:
         model: maps inputs to logits [b, Y]; it is copied, never changed.
-        train: the training set with its old labels, a map-style dataset of (inputs, label).
+        train: the training set with its old labels, as for remove_rows.
         rows: int64, the rows to correct, each once.
         labels: int64, the new label of each.
         test: a data set to report on besides; and the rest as in remove_rows.
@@ -203,11 +201,11 @@ def correct_labels(
     with how.together("correct_labels", rows=rows, labels=labels):
         edit = Edit("correct_labels", model, train, rows, test, how)
         new = edit.in_order(rows, labels)
-        corrected = relabelled(train, edit.rows, new)
+        corrected = relabelled(edit.train, edit.rows, new)
 
         def first(original: Callable[[], Tensor]) -> Tensor:
             after, before = (
-                how.gradient(model, take(data, edit.rows)) for data in (corrected, train)
+                how.gradient(model, take(data, edit.rows)) for data in (corrected, edit.train)
             )
             return len(edit.rows) / edit.n * (after - before)
 
