@@ -36,6 +36,7 @@ ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 CXX_FLAGS = [
     "-O3",
+    f"-ffile-prefix-map={Path(__file__).resolve().parent}=.",  # no path of this machine in messages
     "-std=c++20",
     "-fopenmp-simd",  # reductions in `#pragma omp simd`; no OpenMP runtime is linked
     "-fvisibility=hidden",

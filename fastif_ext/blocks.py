@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from fastif_ext.data import split_batch
-from fastif_ext.loaders import start
+from fastif_ext.loaders import check_loader, start
 from fastif_ext.ops._check import check_tensor
 
 BLOCK = 2**26  # numbers in a block: 256 MB of float32
@@ -57,6 +59,8 @@ class Blocks:
         self._chunks: Iterable[Any] = [x] if isinstance(x, (Tensor, np.ndarray)) else x
         if not isinstance(self._chunks, Iterable):
             check_tensor(op, "x", self._chunks, dims=(2,))  # says what x must be
+        if isinstance(self._chunks, DataLoader):
+            check_loader(self._chunks)
         if isinstance(self._chunks, Iterator):
             raise TypeError(
                 f"{op}: x is a {type(x).__name__}, which can be read only once, and several passes "
@@ -75,9 +79,8 @@ class Blocks:
                     f"{chunk.device}, the first has {like.shape[1]} columns of {like.dtype} on "
                     f"{like.device}; all must be alike"
                 )
-            if chunk.numel() and not all(bound.isfinite() for bound in torch.aminmax(chunk)):
-                row = self.rows + int((~chunk.isfinite().all(1)).nonzero()[0])
-                raise ValueError(f"{op}: row {row} of x has NaN or inf; remove such rows")
+            if chunk.numel():
+                self._check_values(chunk)
             self.rows += len(chunk)
         if like is None:
             raise ValueError(f"{op}: x gave no chunk; it needs at least one row")
@@ -87,6 +90,19 @@ class Blocks:
         self._like = like
         self.size = max(BLOCK // max(self.columns, 1), 1)
         """Rows of a block; the last one may have fewer."""
+
+    def _check_values(self, chunk: Tensor) -> None:
+        """Finite, and so are squared distances."""
+        largest = float(torch.stack(torch.aminmax(chunk)).abs().double().max())
+        if not math.isfinite(largest):
+            row = self.rows + int((~chunk.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{self._op}: row {row} of x has NaN or inf; remove such rows")
+        kept = torch.promote_types(chunk.dtype, torch.float32)
+        if 2 * largest * math.sqrt(chunk.shape[1]) >= math.sqrt(torch.finfo(kept).max):
+            raise ValueError(
+                f"{self._op}: x has values up to {largest:.3g}, whose squared distances overflow "
+                f"{str(kept).removeprefix('torch.')}; divide x by a constant"
+            )
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """The blocks: which rows, and the rows."""

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"{_who()}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -149,6 +149,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_outputs(*paths: Path | None) -> None:
+    """Before hours of work: there is a folder for each file."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            what = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+            raise ValueError(f"{path} {what}; give the name of a file in an existing folder")
+
+
 def _problem(arguments: argparse.Namespace) -> tuple[datasets.LoadedData, nn.Module]:
     """The data, on the CPU, and the model loaded or trained on it, on the device asked for."""
     from fastif_ext.data import to_device
@@ -184,6 +192,7 @@ def _remove_class_on(ranks: Ranks | None, arguments: argparse.Namespace) -> int:
     from fastif_ext.data import loader
     from fastif_ext.removal import remove_class
 
+    _check_outputs(arguments.save, arguments.json)
     first = ranks is None or ranks.rank == 0
     arguments.quiet |= not first
     progress = not arguments.quiet
@@ -226,6 +235,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     from fastif_ext.comparison import make_sampler
     from fastif_ext.diagnosis import diagnose
 
+    _check_outputs(arguments.json)
     data, model = _problem(arguments)
     found = diagnose(
         model,

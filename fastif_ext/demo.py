@@ -52,6 +52,8 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is tiny: a second thread waits more than it works
     try:
+        if seeds < 1:
+            raise ValueError(f"demo: seeds must be at least 1, got {seeds}")
         return _run(output, class_index, sizes, seeds, samplers, torch.device(device), progress)
     finally:
         torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,25 +79,34 @@ def extract(
     if store is not None:
         writer = stores.Writer(Path(store), model, loader, layer)
         if not writer.complete:
-            first: dict[str, int] = {"first_batch": writer.batches, "first_row": writer.rows}
-            writer.read(
-                stream(model, loader, layer=layer, device=device, progress=progress, **first)
+            batches = stream(
+                model,
+                loader,
+                layer=layer,
+                device=device,
+                progress=progress,
+                first_batch=writer.batches,
+                first_row=writer.rows,
             )
+            with closing(batches):
+                writer.read(batches)
             writer.finish()
         return open_store(store)
-    batches = [
+    read = [
         batch._replace(
             logits=batch.logits.cpu(),
             features=None if batch.features is None else batch.features.cpu(),
         )
         for batch in stream(model, loader, layer=layer, device=device, progress=progress)
     ]
-    if not batches:
+    if not read:
         raise ValueError("extract: loader gave no batch; it needs at least one row")
-    features = [b.features for b in batches if b.features is not None]
-    labels = [b.labels for b in batches if b.labels is not None]
+    features = [b.features for b in read if b.features is not None]
+    labels = [b.labels for b in read if b.labels is not None]
+    if labels and len(labels) < len(read):
+        raise ValueError("extract: some batches have labels and others have none; all or none must")
     return Extracted(
-        torch.cat([b.logits for b in batches]),
+        torch.cat([b.logits for b in read]),
         torch.cat(features) if features else None,
         torch.cat(labels) if labels else None,
     )

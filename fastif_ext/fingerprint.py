@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,23 @@ def of_model(model: nn.Module) -> str:
 
 
 def of_layer(layer: Layer) -> str | None:
-    """The name of a layer, the digest of a network, or the name of another callable."""
+    """The name of a layer, the digest of a network, or the name of another callable.
+
+    Of a method or a partial, what it is bound to is part of it.
+    """
     if layer is None or isinstance(layer, str):
         return layer
     if isinstance(layer, nn.Module):
         return of_model(layer)
+    if isinstance(layer, partial):
+        digest = hashlib.sha256(str(of_layer(layer.func)).encode())
+        for value in (*layer.args, *layer.keywords.values()):
+            digest.update(of_model(value).encode() if isinstance(value, nn.Module) else b"")
+            _feed(digest, value)
+        return digest.hexdigest()[:32]
+    owner = getattr(layer, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return f"{layer.__qualname__} of {of_model(owner)}"
     return f"{layer.__module__}.{getattr(layer, '__qualname__', type(layer).__qualname__)}"
 
 
@@ -49,7 +62,15 @@ def of_data(loader: DataLoader[Any]) -> dict[str, Any]:
     """The number of rows and batches, where they are known, and a digest of the first batch.
 
     The first batch is read for it. Data that differs behind it, in as many rows, is not told apart.
+
+    Raises:
+        TypeError: an iterator, whose first batch would be lost.
     """
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"store= and state= need a loader that can be read again, got a "
+            f"{type(loader).__name__}; pass a DataLoader or an object whose __iter__ begins anew"
+        )
     try:
         rows = len(loader.dataset)  # type: ignore[arg-type]
     except (AttributeError, TypeError, NotImplementedError):

@@ -16,6 +16,10 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
+
+DRAWING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+"""Samplers that give rows in another order, or not all."""
 
 
 class _Range:
@@ -114,17 +118,29 @@ def check_loader(loader: DataLoader[Any]) -> None:
             f"loader is a dataset, a {type(loader).__name__}, whose examples would be taken for "
             f"batches; pass DataLoader(dataset, batch_size=512)"
         )
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
-        raise ValueError(
-            f"loader draws its rows with a {type(sampler).__name__}, so the sampled rows could not "
-            f"be found in the dataset again; pass a DataLoader with shuffle=False"
-        )
+    for sampler in _samplers(loader):
+        if isinstance(sampler, DRAWING) or getattr(sampler, "draws_rows", False):
+            raise ValueError(
+                f"loader draws its rows with a {type(sampler).__name__}, so the sampled rows could "
+                f"not be found in the dataset again; pass a DataLoader with shuffle=False"
+            )
     if not getattr(loader, "in_order", True) and loader.num_workers > 1:
         raise ValueError(
             "loader has in_order=False, so the sampled rows could not be found in the dataset "
             "again; pass a DataLoader with in_order=True"
         )
+
+
+def _samplers(loader: Any) -> list[Any]:
+    """What chooses a loader's rows: samplers, and those that they choose among."""
+    found: list[Any] = []
+    left = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
+    while left:
+        sampler = left.pop()
+        if sampler is not None and all(sampler is not other for other in found):
+            found.append(sampler)
+            left.append(getattr(sampler, "sampler", None))
+    return found
 
 
 def start(batches: Iterable[Any]) -> Iterator[Any]:

@@ -53,6 +53,7 @@ class Writer(Resumable):
         if (folder / MANIFEST).exists():
             self.manifest = _manifest(folder)
             fingerprint.require_same("the store", folder, self.manifest["made_of"], made_of)
+            self._require_whole()
         else:
             if folder.exists() and (not folder.is_dir() or _others(folder)):
                 raise ValueError(
@@ -70,6 +71,20 @@ class Writer(Resumable):
             self._write_manifest()
         super().__init__(self.manifest["batches"])
         self.rows = self.manifest["rows"]
+
+    def _require_whole(self) -> None:
+        """The files hold the rows that the manifest speaks of."""
+        for name, array in self.manifest["arrays"].items():
+            path = _path(self.folder, name)
+            size, least = (
+                path.stat().st_size if path.exists() else 0,
+                HEADER + self.manifest["rows"] * _row_bytes(array),
+            )
+            if self.manifest["rows"] and size < least:
+                raise ValueError(
+                    f"the store in {self.folder} is damaged: {path.name} has {size} bytes, its "
+                    f"{self.manifest['rows']} rows take {least}; delete the folder to begin anew"
+                )
 
     @property
     def complete(self) -> bool:
@@ -166,7 +181,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         known = manifest["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for key in ("complete", "rows", "batches", "arrays", "made_of"):
+            manifest[key]
+        for array in manifest["arrays"].values():
+            _row_bytes(array)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"store: {folder} is not a store of fastif_ext ({error})") from error
     if not known:
         raise ValueError(f"store: {folder} has format {manifest['format']!r}, not {FORMAT!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ def stream(
     first_batch: int = 0,
     stop_batch: int | None = None,
     first_row: int = 0,
-) -> Iterator[ExtractedBatch]:
+) -> Generator[ExtractedBatch, None, None]:
     """The same pass, batch by batch, for what needs no more than one batch in memory.
 
     Args:
@@ -97,13 +97,25 @@ def stream(
                 )
             logits = logits.detach()
             features = None if features is None else features.detach()
-            labels = None if labels is None else torch.as_tensor(labels).cpu().long()
+            labels = _classes(labels, len(logits))
             if logits.dim() == 3:
                 logits, features, labels = _token_rows(logits, features, labels)
             elif features is not None:
                 features = features.flatten(1)
             yield ExtractedBatch(row_offset, logits, features, labels)
             row_offset += len(logits)
+
+
+def _classes(labels: Any, rows: int) -> Tensor | None:
+    """Labels int64, on the CPU; None for targets that are no classes: real numbers."""
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels).cpu()
+    if labels.dim() == 0 or len(labels) != rows:
+        raise ValueError(
+            f"a batch of {rows} rows has labels of shape {list(labels.shape)}; each row needs one"
+        )
+    return None if labels.is_floating_point() else labels.long()
 
 
 def _token_rows(
@@ -141,7 +153,7 @@ def _labels(
     """The pass without a model."""
     for batch in _read(loader, first, stop, progress):
         inputs, labels = split_batch(batch)
-        labels = None if labels is None else torch.as_tensor(labels).cpu().long()
+        labels = _classes(labels, batch_rows(inputs))
         if labels is not None and labels.dim() > 1:
             raise ValueError(
                 f"labels have shape {list(labels.shape)}; without the model's logits they do not "

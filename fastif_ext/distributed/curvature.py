@@ -210,10 +210,10 @@ def _part(
     with ranks.telling(what):
         part: Any
         if isinstance(data, DataLoader):
-            batches, rows, n = loader_part(data, ranks.rank, ranks.size)
+            batches, rows, n, cuts = loader_part(data, ranks.rank, ranks.size)
             part = batch_range(data, batches.start, batches.stop)
         else:
-            n = count(data)
+            n, cuts = count(data), []
             rows = shard(n, ranks.rank, ranks.size)
             part = part_of(data, rows)
         if n == 0:
@@ -226,6 +226,7 @@ def _part(
         selection = Selection(model, params)
         facts = {
             "length of the data": n,
+            "rows cut at": cuts,
             "weights": weights,
             "model": model_bits(model),
             "parameters": f"{selection.dim} of {', '.join(selection.touched)}",

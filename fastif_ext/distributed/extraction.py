@@ -108,11 +108,12 @@ def enter(
         facts: dict[str, object] = {
             "length of the data": part.n,
             "batches": len(loader),
+            "rows cut at": part.cuts,
             "layer": layer,
             "model": None if model is None else model_bits(model),
         }
     ends = [0, *accumulate(ranks.meet(what, own, **facts))]
-    return LoaderPart(part.batches, range(ends[ranks.rank], ends[ranks.rank + 1]), ends[-1])
+    return LoaderPart(part.batches, range(ends[ranks.rank], ends[ranks.rank + 1]), ends[-1], ends)
 
 
 def _count_rows(loader: DataLoader[Any], part: LoaderPart) -> int:

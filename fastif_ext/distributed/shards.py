@@ -59,6 +59,8 @@ class LoaderPart(NamedTuple):
     """Numbers of their rows."""
     n: int
     """Rows of the whole loader."""
+    cuts: list[int]
+    """Where all ranks' rows begin, and the last end."""
 
 
 def loader_part(loader: DataLoader[Any], rank: int, size: int) -> LoaderPart:
@@ -77,7 +79,8 @@ def loader_part(loader: DataLoader[Any], rank: int, size: int) -> LoaderPart:
     check_loader(loader)
     total = len(loader)
     batches = shard(total, rank, size)
-    first, stop, n = (rows_before(loader, i) for i in (batches.start, batches.stop, total))
-    if n == 0:
+    cuts = [rows_before(loader, shard(total, r, size).start) for r in range(size)]
+    cuts.append(rows_before(loader, total))
+    if cuts[-1] == 0:
         raise ValueError("loader gave no batch; it needs at least one row")
-    return LoaderPart(batches, range(first, stop), n)
+    return LoaderPart(batches, range(cuts[rank], cuts[rank + 1]), cuts[-1], cuts)

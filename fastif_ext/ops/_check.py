@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastif_ext.build import build_info
 
@@ -69,7 +70,14 @@ def can_read(tensor: Tensor) -> bool:
 
 
 def check_no_grad(op: str, **tensors: Tensor | None) -> None:
-    """Refuse tensors that autograd tracks: the operators have no backward."""
+    """Refuse tensors that autograd tracks, backward or forward: the operators have neither."""
+    if not torch.compiler.is_compiling():
+        for name, t in tensors.items():
+            if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+                raise RuntimeError(
+                    f"{op} is not differentiable, but {name} carries a forward-mode tangent: pass "
+                    f"{name}.detach(), or fastif_ext.reference's twin of {op}"
+                )
     if torch.is_grad_enabled():
         for name, t in tensors.items():
             if t is not None and t.requires_grad:

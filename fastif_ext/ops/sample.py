@@ -86,9 +86,10 @@ def inclusion_probability(size: Tensor, log_threshold: Tensor) -> Tensor:
         >>> fi.inclusion_probability(torch.tensor([0.5, 1.0]), torch.tensor(0.0))
         tensor([0.3935, 0.6321])
     """
-    size = size.to(torch.promote_types(size.dtype, torch.float32))
-    probability = -torch.expm1(-size * torch.exp(-log_threshold.to(size.dtype)))
-    return torch.where(torch.isneginf(log_threshold), torch.ones_like(probability), probability)
+    # in float64: thresholds of sure rows lie below -88, where float32 has no exp(-threshold)
+    probability = -torch.expm1(-size.double() * torch.exp(-log_threshold.double()))
+    probability = torch.where(torch.isneginf(log_threshold), 1.0, probability)
+    return probability.to(torch.promote_types(size.dtype, torch.float32))
 
 
 def empty_sample(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

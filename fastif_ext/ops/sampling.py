@@ -259,7 +259,7 @@ def multinomial(
             f"draw fewer, or with replacement=True"
         )
     check_same_device(op, input=input)
-    check_no_grad(op, input=input)
+    input = input.detach()  # rows have no gradient, and torch.multinomial takes such weights, too
     seed = draw_seed(op, seed, generator)
     lines = input if input.dim() == 2 else input.unsqueeze(0)
     rows, _, log_threshold = torch.ops.fastif_ext.bottom_k(

@@ -48,7 +48,7 @@ def lissa_update_(
     new = v + (1 - damping / scale) * h - product / scale
     delta = new - h
     if mask is not None:
-        new, delta = new * mask, delta * mask
+        new, delta = (torch.where(mask.bool(), t, 0) for t in (new, delta))
     h.copy_(new)
     norm_sq = new.double().square().sum(1)
     return delta.double().square().sum(1), norm_sq, norm_sq.isfinite()

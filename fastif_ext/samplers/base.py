@@ -24,7 +24,11 @@ class SubsetSampler(Sampler[int]):
         self.n = n
         self.indices = indices.cpu()
         m = len(indices)
-        self.weights = torch.full((m,), 1 / m) if weights is None else weights.cpu().float()
+        self.weights = (
+            torch.full((m,), 1 / m, dtype=torch.float32)
+            if weights is None
+            else weights.cpu().float()
+        )
 
     @classmethod
     def drawn(cls, n: int, indices: Tensor, weights: Tensor | None = None) -> Any:

@@ -32,6 +32,8 @@ class Checkpoint(Resumable):
         self, path: str | os.PathLike[str], fold: Fold, made_of: Mapping[str, Any]
     ) -> None:
         self.path, self.fold = Path(path), fold
+        if not self.path.parent.is_dir():
+            raise ValueError(f"state: the folder of {self.path} does not exist; make it first")
         self._made_of = {"sampler": fold.name, "arguments": fold.arguments, **made_of}
         super().__init__(self._load() if self.path.exists() else 0)
 
@@ -58,7 +60,14 @@ class Checkpoint(Resumable):
         try:
             saved = torch.load(self.path, weights_only=True)
             made_of, batches, state = saved["made_of"], saved["batches"], saved["fold"]
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            KeyError,
+            TypeError,
+            IndexError,
+            pickle.UnpicklingError,
+        ) as error:
             raise ValueError(
                 f"state: {self.path} is not the state of a sampler ({error}); give the name of a "
                 f"file that does not exist yet"

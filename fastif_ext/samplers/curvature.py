@@ -129,7 +129,10 @@ class CurvatureFold(ColumnFold):
 
     def _rows(self, batch: ExtractedBatch) -> tuple[Tensor, ...]:
         logits = check_logits(self.name, with_kernels(batch.logits), first_row=batch.row_offset)
-        scale = None if batch.features is None else batch.features.square().sum(1) + 1
+        features = batch.features
+        if features is not None and features.dtype.itemsize < 4:
+            features = features.float()  # float16's squares end at 65504
+        scale = None if features is None else features.square().sum(1) + 1
         return self._measure(logits, None if scale is None else scale.to(logits.device))
 
     def _measure(self, logits: Tensor, row_scale: Tensor | None) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -60,17 +61,17 @@ def drive(
         "data": fingerprint.of_data(loader),
     }
     checkpoint = Checkpoint(state, fold, made_of)
-    checkpoint.read(
-        stream(
-            model,
-            loader,
-            layer=layer,
-            device=device,
-            progress=progress,
-            first_batch=checkpoint.batches,
-            first_row=fold.rows,
-        )
+    batches = stream(
+        model,
+        loader,
+        layer=layer,
+        device=device,
+        progress=progress,
+        first_batch=checkpoint.batches,
+        first_row=fold.rows,
     )
+    with closing(batches):  # the model is as it was found, whoever keeps an error's traceback
+        checkpoint.read(batches)
     sampler = fold.finish()
     checkpoint.remove()
     return sampler

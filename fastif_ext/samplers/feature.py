@@ -98,7 +98,7 @@ class FeatureSampler(SubsetSampler):
                 raise ValueError("FeatureSampler: pass state or store, not both; store goes on too")
             got = extract(model, loader, layer=layer, device=device, progress=progress, store=store)
             assert got.features is not None
-            clusters = n_clusters or got.logits.shape[1]
+            clusters = got.logits.shape[1] if n_clusters is None else n_clusters
             return cls(got.features, m, n_clusters=clusters, mode=mode, seed=seed)
         fold = FeatureFold(m, n_clusters=n_clusters, mode=mode, seed=seed)
         sampler: FeatureSampler = drive(
@@ -146,7 +146,7 @@ class FeatureFold(ColumnFold):
 
     def _draw(self) -> tuple[Tensor, None]:
         check_size(self.name, self.rows, self.m)
-        clusters = self.n_clusters or self._classes
+        clusters = self._classes if self.n_clusters is None else self.n_clusters
         if not 1 <= clusters <= self.m:
             raise ValueError(
                 f"FeatureSampler: n_clusters must be between 1 and m = {self.m}, got {clusters}; "

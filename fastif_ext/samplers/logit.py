@@ -135,6 +135,10 @@ class LogitFold(Fold):
         classes: str | Tensor = "all",
         seed: int = 0,
     ) -> None:
+        if samples_per_class < 1:
+            raise ValueError(
+                f"LogitSampler: samples_per_class must be at least 1, got {samples_per_class}"
+            )
         self._chosen = _check_classes(classes, by_label)
         super().__init__(
             samples_per_class=samples_per_class,
@@ -152,6 +156,11 @@ class LogitFold(Fold):
     def _update(self, batch: ExtractedBatch) -> None:
         logits = check_logits(self.name, with_kernels(batch.logits), first_row=batch.row_offset)
         n, classes = logits.shape
+        if self._width not in (0, classes):
+            raise ValueError(
+                f"LogitSampler: logits have {classes} columns from row {batch.row_offset} on, and "
+                f"had {self._width} before; all batches must be alike"
+            )
         if len(self._chosen) and int(self._chosen[-1]) >= classes:
             raise ValueError(
                 f"LogitSampler: classes must be between 0 and {classes - 1}, the columns of "
@@ -160,9 +169,13 @@ class LogitFold(Fold):
         if self.by_label:
             labels = require_labels(self.name, batch.labels)
             labels = check_labels(self.name, labels, n=n, classes=classes)
-            for first in range(0, n, LABEL_ROWS):
-                rows = slice(first, first + LABEL_ROWS)
-                self._add(*self._by_label(logits[rows], labels[rows], batch.row_offset + first))
+            blocks = [slice(i, i + LABEL_ROWS) for i in range(0, n, LABEL_ROWS)]
+            samples = [
+                self._by_label(logits[rows], labels[rows], batch.row_offset + rows.start)
+                for rows in blocks
+            ]
+            for lines, sample in samples:  # all or none
+                self._add(lines, sample)
         else:
             sample = ops.class_multinomial(
                 logits, self.k, row_offset=batch.row_offset, **self._options
@@ -178,10 +191,10 @@ class LogitFold(Fold):
     ) -> tuple[Tensor, ops.ClassSample]:
         """The classes of some rows and the sample of each."""
         own = labels.to(logits.device)
-        p = torch.empty(len(logits), device=logits.device)
+        p = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for rows in row_blocks(logits):
             probs = logits[rows].softmax(1, dtype=torch.float32)
-            p[rows] = probs.gather(1, own[rows, None])[:, 0]
+            p[rows] = probs.gather(1, own[rows, None])[:, 0].nan_to_num_(0.0)  # of nothing but -inf
         classes = labels.unique()
         if not isinstance(self.classes, str):
             classes = classes[torch.isin(classes, self._chosen)]
@@ -286,8 +299,8 @@ def _nothing(lines: int, k: int, device: torch.device) -> ops.ClassSample:
     """The sample of no rows."""
     return ops.ClassSample(
         torch.full((lines, k), -1, device=device),
-        torch.full((lines, k), -torch.inf, device=device),
-        torch.full((lines,), -torch.inf, device=device),
+        torch.full((lines, k), -torch.inf, dtype=torch.float32, device=device),
+        torch.full((lines,), -torch.inf, dtype=torch.float32, device=device),
         torch.zeros(1, dtype=torch.int64, device=device),
     )
 

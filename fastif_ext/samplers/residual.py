@@ -101,12 +101,12 @@ class ResidualFold(ColumnFold):
         n, classes = logits.shape
         labels = require_labels(self.name, batch.labels)
         labels = check_labels(self.name, labels, n=n, classes=classes).to(logits.device)
-        norms = torch.empty(n, device=logits.device)
+        norms = torch.empty(n, dtype=torch.float32, device=logits.device)
         for rows in row_blocks(logits):
             residual = logits[rows].softmax(1, dtype=torch.float64)
             place = labels[rows, None]
             residual.scatter_add_(1, place, residual.new_full(place.shape, -1.0))
-            norms[rows] = residual.norm(dim=1).float()
+            norms[rows] = residual.norm(dim=1).float().nan_to_num_(0.0)  # of nothing but -inf
         return (norms.cpu(),)
 
     def _draw(self) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,8 @@ class WeightedRandomSampler(Sampler[int]):
         [1, 1, 1]
     """
 
+    draws_rows = True  # see fastif_ext.loaders.check_loader
+
     def __init__(
         self,
         weights: Sequence[float] | Tensor,

@@ -236,6 +236,7 @@ DISAGREE = {
     "other_vector": "H @ v: ranks disagree: v is ",
     "other_threads": "DistributedOperator: ranks disagree: threads is 1 on {others}, 2 on rank",
     "other_call": "ranks are in different calls: extract on {others}, kmeans on rank {last}",
+    "other_batches": "extract: ranks disagree: ",
     "other_class": "remove_class: ranks disagree: class_index is 1 on {others}, 2 on rank {last}",
     "other_rows": "remove_rows: ranks disagree: rows is torch.int64 [5] with bits ",
     "other_damping": "influence_scores: ranks disagree: damping is 0.1 on {others}, 1.1 on rank",

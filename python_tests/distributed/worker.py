@@ -376,6 +376,13 @@ def other_threads(ranks: fid.Ranks) -> Any:
         torch.set_num_threads(1)
 
 
+def other_batches(ranks: fid.Ranks) -> Any:
+    """As many batches, cut elsewhere."""
+    size = 17 + on_last(ranks)
+    loader = DataLoader(problem.data(2 * ranks.size * 17), size)
+    fid.extract(problem.model(), loader, progress=False, group=ranks)
+
+
 def other_call(ranks: fid.Ranks) -> Any:
     if on_last(ranks):
         fid.kmeans(problem.points(), 3, group=ranks)
@@ -458,7 +465,7 @@ TROUBLE: dict[str, Check] = {
     check.__name__: check
     for check in (
         *(other_seed, other_sampler, other_model, other_length, other_vector, other_threads),
-        *(other_call, other_class, other_rows, other_damping, other_clusters),
+        *(other_call, other_batches, other_class, other_rows, other_damping, other_clusters),
         *(fails_in_extract, fails_in_product, fails_in_scores, fails_in_removal),
     )
 }

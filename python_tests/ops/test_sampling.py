@@ -282,11 +282,33 @@ class TestArguments:
         for call in (
             lambda t: fi.class_multinomial(t, 1, seed=0),
             lambda t: fi.bottom_k(t, 1, seed=0),
-            lambda t: fi.multinomial(t + 1, 1, seed=0),
             fi.curvature_sizes,
         ):
             with pytest.raises(RuntimeError, match=r"requires grad: pass \w+.detach\(\)"):
                 call(torch.zeros(4, 3, requires_grad=True))
+        policy = torch.ones(4, requires_grad=True)  # as torch.multinomial
+        assert fi.multinomial(policy.softmax(0), 2, seed=0).shape == (2,)
+
+    def test_forward_mode_is_refused(self) -> None:
+        """Without a rule of their own the derivative would come out as zero."""
+        x, p = torch.randn(4, 3), torch.randn(4, 3).softmax(1)
+        for call in (
+            lambda t: fi.softmax_hvp(p, t),
+            lambda t: fi.linear_softmax_hvp(t, p, torch.ones(3, 3)),
+            lambda t: fi.kmeans_assign(t, x[:2])[1],
+        ):
+            with pytest.raises(RuntimeError, match=r"carries a forward-mode tangent"):
+                torch.func.jvp(call, (x,), (x,))
+
+    def test_inclusion_probability_of_sure_rows(self) -> None:
+        z = torch.zeros(1000, 2)
+        z[:, 0] = 95
+        sample = fi.curvature_multinomial(z, 5, seed=0)
+        assert sample.log_threshold < -88
+        pi = fi.inclusion_probability(fi.curvature_sizes(z), sample.log_threshold)
+        assert pi.dtype == torch.float32
+        assert 0.001 < float(pi[0]) < 0.02
+        assert float(fi.inclusion_probability(torch.zeros(1), torch.tensor(-90.0))) == 0.0
 
     def test_non_contiguous_logits(self) -> None:
         x = torch.randn(12, 300)
