@@ -32,7 +32,6 @@ def samplers(found: list[Results]) -> str:
             f"### {r['data']}",
             conditions(r, "samplers"),
             f"![{title}](experiments/{stem}.png)",
-            *_broken(records),
             _against(records),
             "<details><summary>All columns</summary>\n\n" + report.table(as_records),
             "</details>",
@@ -51,19 +50,6 @@ def samplers(found: list[Results]) -> str:
                 _one_damping(r["records"]),
             ]
     return "\n\n".join(parts)
-
-
-def _broken(records: list[dict[str, Any]]) -> list[str]:
-    """A word on runs that were made before remove_class refused steps that break the model."""
-    kept = [r["remaining_accuracy"] for r in records if r.get("remaining_accuracy") is not None]
-    bad = [r for r in records if r.get("remaining_accuracy", 1.0) < 0.9 * max(kept)]
-    if not bad:
-        return []
-    where = ", ".join(sorted({f"{r['method']} at m = {r['m']}" for r in bad}))
-    return [
-        f"{len(bad)} runs ended in a broken model ({where}): the class was forgotten only where "
-        "the others were, too. They were made before remove_class refused such steps."
-    ]
 
 
 def _one_damping(records: list[dict[str, Any]]) -> str:
