@@ -189,7 +189,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     occurs = counts > 0
     ratios = (mass / counts)[occurs]
     # one draw for class y takes row i with p_iy / mass_y; a class counts by its share of the rows
-    chance = (p[:, occurs] / mass[occurs] * counts[occurs]).sum(1)
+    chance = (p[:, occurs] / mass[occurs].clamp_min(1e-300) * counts[occurs]).sum(1)
     confidence, guess = p.max(1)
     hit = (guess == labels).double()
     bins = (confidence * 15).long().clamp(max=14)

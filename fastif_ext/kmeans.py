@@ -87,6 +87,8 @@ class KMeans:
                     f"KMeans: init has shape {shape(init)}; "
                     f"it must have n_clusters = {n_clusters} rows"
                 )
+            if not init.isfinite().all():
+                raise ValueError("KMeans: init holds NaN or infinite values")
         elif init not in ("k-means++", "random"):
             raise ValueError(
                 f"KMeans: init must be 'k-means++', 'random' or a tensor of centers, got {init!r}"

@@ -142,6 +142,17 @@ class TestLogits:
         with pytest.raises(ValueError, match="logits have 3 columns from row 5 on, and had 2"):
             fold.update(ExtractedBatch(5, torch.randn(5, 3), None, None))
 
+    @pytest.mark.parametrize("sampler", [fi.CurvatureSampler, fi.ResidualSampler])
+    def test_a_seed_is_looked_at_before_the_pass(self, sampler: Any, model: nn.Module) -> None:
+        with pytest.raises(ValueError, match="seed must be an int of 64 bits"):
+            sampler.from_loader(model, None, 5, seed=2**64 - 1)
+
+    def test_a_class_of_no_probability_is_not_drawn(self) -> None:
+        z = torch.zeros(6, 3)
+        z[:, 2] = -torch.inf
+        found = fi.calibration(z, torch.tensor([0, 1, 2, 0, 1, 2]))
+        assert found.marginal == pytest.approx((4 / 6, 4 / 6))
+
     def test_features_of_half_precision_do_not_overflow(self) -> None:
         wide = nn.Linear(4, 512)
         nn.init.constant_(wide.weight, 10.0)
@@ -215,6 +226,8 @@ class TestFiles:
         with pytest.raises(ValueError, match="whose squared distances overflow float32; divide x"):
             fi.KMeans(2, seed=0).fit(x)
         fi.KMeans(2, seed=0).fit(x.double())
+        with pytest.raises(ValueError, match="init holds NaN"):
+            fi.KMeans(2, init=torch.full((2, 3), torch.nan))
 
 
 class TestCommandLine:

@@ -71,7 +71,7 @@ def can_read(tensor: Tensor) -> bool:
 
 def check_no_grad(op: str, **tensors: Tensor | None) -> None:
     """Refuse tensors that autograd tracks, backward or forward: the operators have neither."""
-    if not torch.compiler.is_compiling():
+    if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
         for name, t in tensors.items():
             if t is not None and forward_ad.unpack_dual(t).tangent is not None:
                 raise RuntimeError(

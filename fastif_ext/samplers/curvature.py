@@ -14,7 +14,7 @@ from fastif_ext.device import with_kernels
 from fastif_ext.samplers.base import SubsetSampler, check_logits, check_size, row_blocks
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
-from fastif_ext.samplers.sizes import bottom_k, check_share, mixture, systematic
+from fastif_ext.samplers.sizes import bottom_k, check_seed, check_share, mixture, systematic
 from fastif_ext.stream import ExtractedBatch, Layer
 
 
@@ -117,6 +117,7 @@ class CurvatureFold(ColumnFold):
                 f"CurvatureSampler: method must be 'bottom-k' or 'systematic', got {method!r}"
             )
         check_share("CurvatureSampler", uniform)
+        check_seed("CurvatureSampler", seed)
         columns = ("sizes", "position") if method == "systematic" else ("sizes",)
         super().__init__(columns, m=m, uniform=uniform, method=method, seed=seed)
         self.m, self.uniform, self.seed = m, uniform, seed

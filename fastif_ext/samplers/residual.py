@@ -20,7 +20,7 @@ from fastif_ext.samplers.base import (
 )
 from fastif_ext.samplers.drive import drive
 from fastif_ext.samplers.fold import ColumnFold
-from fastif_ext.samplers.sizes import bottom_k, check_share, mixture
+from fastif_ext.samplers.sizes import bottom_k, check_seed, check_share, mixture
 from fastif_ext.stream import ExtractedBatch
 
 
@@ -93,6 +93,7 @@ class ResidualFold(ColumnFold):
 
     def __init__(self, m: int, *, uniform: float = 0.2, seed: int = 0) -> None:
         check_share("ResidualSampler", uniform)
+        check_seed("ResidualSampler", seed)
         super().__init__(("sizes",), m=m, uniform=uniform, seed=seed)
         self.m, self.uniform, self.seed = m, uniform, seed
 

@@ -16,6 +16,12 @@ def check_share(sampler: str, uniform: float) -> None:
         raise ValueError(f"{sampler}: uniform must be between 0 and 1, got {uniform}")
 
 
+def check_seed(sampler: str, seed: int) -> None:
+    """Require a seed that the draw at the end of a pass will take."""
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{sampler}: seed must be an int of 64 bits, got {seed!r}")
+
+
 def mixture(sampler: str, sizes: Tensor, m: int, uniform: float) -> Tensor:
     """The sizes plus a constant that makes up the share `uniform` of their sum, on the CPU.
 
