@@ -119,8 +119,11 @@ def predict(
     """Logits and labels of a whole data set, in its order."""
     got = passes.extract(model, loader(data), progress=progress)
     if got.labels is None:
-        raise ValueError("class removal needs a dataset of (inputs, label); this one has no labels")
-    if got.labels.dim() != 1 or got.labels.is_floating_point():
+        raise ValueError(
+            "class removal needs a dataset of (inputs, label); this one has no labels (real numbers "
+            "are no classes)"
+        )
+    if got.labels.dim() != 1:
         raise ValueError(
             f"labels must be whole numbers, one for each row, got {got.labels.dtype} of shape "
             f"{list(got.labels.shape)}; use labels.argmax(1) of one-hot labels"

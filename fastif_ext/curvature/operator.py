@@ -203,7 +203,7 @@ class CurvatureOperator(ABC):
         """A product with the first few rows must come out the same twice.
 
         Directions go through one at a time where torch cannot take several: the second backward
-        pass of group_norm is wrong about shapes there (torch 2.14).
+        pass of group_norm is wrong about shapes there (torch 2.13).
         """
         chunk = next(self._loss.chunks(FEW))
         both = self._random_directions(2)
