@@ -99,7 +99,8 @@ def cg(
     if block not in ("auto", True, False):
         raise ValueError(f"cg: block must be 'auto', True or False, got {block!r}")
     rhs = right_hand_sides(b)
-    fits = rhs.device.type == "cpu" and 1 < len(rhs) <= rhs.shape[1] // 2
+    whole = rhs.dtype in (torch.float32, torch.float64)  # halves have no QR decomposition
+    fits = whole and rhs.device.type == "cpu" and 1 < len(rhs) <= rhs.shape[1] // 2
     together = fits if block == "auto" else bool(block)
     every = look_every(rhs.device) if check_every is None else check_every
     limit = 2 * rhs.shape[1] + 20 if max_iter is None else max_iter

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastif_ext.curvature import Hessian
-from fastif_ext.data import Rows, device_of, loader, map_style, take
+from fastif_ext.data import Rows, count, device_of, loader, map_style, take
 from fastif_ext.diagnostics import calibration, effective_sample_size
 from fastif_ext.extract import Extracted, extract
+from fastif_ext.influence import check_rows
 from fastif_ext.lissa import lissa
 from fastif_ext.metrics import fit
 from fastif_ext.objective import Loss, mean_gradient
@@ -135,7 +136,7 @@ def diagnose(
     got = extract(model, loader(train), layer=layer, progress=False)
     if got.labels is None:
         raise ValueError("diagnose: train must give (inputs, label); it has no labels")
-    rows = take(train, removed)
+    rows = take(train, check_rows("removed", removed, count(train)))
     g = mean_gradient(model, loss_fn, rows, params=params)
     runs = [_run(model, loss_fn, train, sampler(got, s), g, params, damping) for s in range(seeds)]
     ratio = len(removed) / len(got.labels)

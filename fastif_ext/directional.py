@@ -10,6 +10,7 @@ such layers: what torch.func.vmap takes. Forward mode: any network, several time
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from fastif_ext.layerwise import Layers
 from fastif_ext.objective import WeightedLoss, differentiable, per_example
 
+TRIES = 16  # groups of so many rows that are looked at for derivatives that are not zero
 FEW = 3  # rows and directions on which the ways are compared
 IN_FLIGHT = 1 << 22  # numbers that the layers give out at a time
 GRADIENTS = 1 << 26  # numbers in the gradients that are formed at a time, of parameters elsewhere
@@ -68,8 +70,19 @@ class _Trial:
             torch.randn(FEW, *leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
             for leaf in total.leaves.values()
         ]
-        self._inputs, self._targets, _ = next(total.chunks(FEW))
-        self._wanted = forward_mode(total, self._inputs, self._targets, self._directions)
+        self._inputs, self._targets, self._wanted = self._rows()
+
+    def _rows(self) -> tuple[Any, Tensor, Tensor]:
+        """Rows with derivatives that are not zero, if the first ones have any, and these."""
+        best: tuple[Any, Tensor, Tensor] | None = None
+        for inputs, targets, _ in islice(self._total.chunks(FEW), TRIES):
+            wanted = forward_mode(self._total, inputs, targets, self._directions)
+            if best is None or wanted.count_nonzero() > best[2].count_nonzero():
+                best = inputs, targets, wanted
+            if wanted.all():
+                break
+        assert best is not None
+        return best
 
     def best(self) -> Layers | None:
         """The fastest way that agrees with forward mode; None where that alone is left.

@@ -15,6 +15,7 @@ from fastif_ext.curvature import check_curvature, last_linear
 from fastif_ext.data import Data, Rows, count, take
 from fastif_ext.graphs import CudaGraph
 from fastif_ext.lissa import lissa
+from fastif_ext.loaders import rows_before
 from fastif_ext.parameters import Params, Selection
 from fastif_ext.passes import HERE, Passes
 from fastif_ext.solvers import SolveResult, exact
@@ -147,7 +148,10 @@ def influence(
     points: Data = (
         take(train, check_rows("removed", removed, n)) if isinstance(removed, Tensor) else removed
     )
-    n_removed = count(points.dataset if isinstance(points, DataLoader) else points)
+    if isinstance(points, DataLoader):
+        n_removed = rows_before(points, len(points))
+    else:
+        n_removed = count(points)
     subset, weights = subset_of("sampler", sampler, train)
     stand_ins, shares = subset_of("removed_sampler", removed_sampler, points)
 

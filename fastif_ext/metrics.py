@@ -120,8 +120,8 @@ def predict(
     got = passes.extract(model, loader(data), progress=progress)
     if got.labels is None:
         raise ValueError(
-            "class removal needs a dataset of (inputs, label); this one has no labels (real numbers "
-            "are no classes)"
+            "class removal needs a dataset of (inputs, label); this one has no labels (real "
+            "numbers are no classes)"
         )
     if got.labels.dim() != 1:
         raise ValueError(

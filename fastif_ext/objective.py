@@ -91,6 +91,7 @@ class WeightedLoss:
         self.weights = None if weights is None else self._check_weights(weights)
         self._connected = False  # whether any loss so far depended on the leaves
         self._try_loss()
+        _require_mean(loss_fn)
 
     def chunks(self, size: int | None = None) -> Iterator[Chunk]:
         """(inputs, targets, weights) in order, batches cut to at most `size` rows."""
@@ -222,6 +223,23 @@ class WeightedLoss:
             )
 
 
+def _require_mean(loss_fn: Loss) -> None:
+    """Refuse torch's losses that say of themselves that they are no mean over examples."""
+    if type(loss_fn).__module__ != nn.CrossEntropyLoss.__module__:
+        return
+    if getattr(loss_fn, "reduction", "mean") in ("sum", "none"):
+        raise ValueError(
+            f"loss_fn must return the mean loss, a scalar tensor; it has reduction="
+            f"{getattr(loss_fn, 'reduction', None)!r}. Use reduction='mean'"
+        )
+    classes = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if classes and getattr(loss_fn, "weight", None) is not None:
+        raise ValueError(
+            "loss_fn must be a mean over examples, and one with class weights divides by the sum "
+            "of the weights; for a class-weighted loss, average reduction='none' yourself"
+        )
+
+
 def _places(model: nn.Module) -> dict[str, str]:
     """Every place of a parameter or buffer in a module, each module once, and the tensor's name.
 
@@ -271,10 +289,25 @@ def _padding_is_constant(table: nn.Embedding, args: Any, named: Any, output: Ten
 
 
 def is_cross_entropy(loss_fn: Loss) -> bool:
-    """Whether the loss is cross-entropy over classes, without class weights or ignored labels."""
-    if isinstance(loss_fn, nn.CrossEntropyLoss):
-        return loss_fn.weight is None and loss_fn.ignore_index < 0
+    """Whether the loss is cross-entropy over classes, without class weights or ignored classes.
+
+    A subclass of nn.CrossEntropyLoss, or one with hooks, is a loss of its own.
+    """
+    if type(loss_fn) is nn.CrossEntropyLoss:
+        hooks = loss_fn._forward_hooks or loss_fn._forward_pre_hooks
+        return loss_fn.weight is None and loss_fn.ignore_index < 0 and not hooks
     return loss_fn is cross_entropy
+
+
+def target_mass(loss_fn: Loss, targets: Tensor) -> Tensor:
+    """What the second derivative of each row's cross-entropy is multiplied by, [n].
+
+    0 where the label is the one that is ignored; of probabilities their sum.
+    """
+    if targets.dim() == 1:
+        return targets != getattr(loss_fn, "ignore_index", -100)
+    smoothing = getattr(loss_fn, "label_smoothing", 0.0)
+    return (1 - smoothing) * targets.sum(1) + smoothing
 
 
 def per_example(loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:

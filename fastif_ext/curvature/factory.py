@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from fastif_ext.curvature.gauss_newton import GaussNewton
 from fastif_ext.curvature.hessian import Hessian
 from fastif_ext.curvature.linear_softmax import LinearSoftmaxHessian, last_linear
-from fastif_ext.data import Data, loader
+from fastif_ext.data import Data, loader, map_style
 from fastif_ext.objective import Loss, is_cross_entropy
 from fastif_ext.parameters import Params, Selection
 
@@ -58,8 +58,16 @@ def make_curvature(
             f"curvature='linear-softmax' is for the last nn.Linear, params={list(own.touched)}; "
             f"got {', '.join(selection.touched)}"
         )
-    rows = TensorDataset(*data) if isinstance(data, tuple) else data
-    batches = rows if isinstance(rows, DataLoader) else loader(rows)
+    layer = last_linear(model)
+    uses = [p for _, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
+    frozen = layer.bias is not None and layer.bias.requires_grad != layer.weight.requires_grad
+    if len(uses) > 1 or frozen:
+        why = "its bias or weight is frozen" if frozen else "its weight is used elsewhere, too"
+        raise ValueError(
+            f"curvature='linear-softmax' is for a last nn.Linear that moves as a whole, and here "
+            f"{why}; use 'hessian' or 'gauss-newton'"
+        )
+    batches = data if isinstance(data, DataLoader) else loader(map_style("data", data))
     return LinearSoftmaxHessian.of_last_layer(model, batches, weights=weights)
 
 

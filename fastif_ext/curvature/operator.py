@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from fastif_ext.curvature.factor import output_directions, preconditioner_of, rows_worth_taking
 from fastif_ext.data import BATCH, Data, batch_rows, cut, tensors_of
 from fastif_ext.device import full_precision, kept_rng, memory_for
-from fastif_ext.objective import PROBE, Chunk, Loss, WeightedLoss, differentiable, is_cross_entropy
+from fastif_ext.objective import (
+    PROBE,
+    Chunk,
+    Loss,
+    WeightedLoss,
+    differentiable,
+    is_cross_entropy,
+    target_mass,
+)
 from fastif_ext.parameters import Params
 from fastif_ext.preconditioner import LowRankPreconditioner
 
@@ -112,13 +120,14 @@ class CurvatureOperator(ABC):
     def _factor(self, count: int) -> Tensor | None:
         """Rows [count, p] of the Gauss-Newton part's factor, in any order; see factor.py."""
         logits, shares = [], []
-        for inputs, _, weights in self._loss.chunks(self._chunk):
+        for inputs, targets, weights in self._loss.chunks(self._chunk):
             with differentiable(self._loss.model), torch.no_grad():
                 outputs = self._loss.outputs(inputs)
             if not isinstance(outputs, Tensor) or outputs.dim() != 2:
                 return None
             logits.append(outputs)
-            shares.append(self._loss.shares(outputs, weights))
+            share = self._loss.shares(outputs, weights)
+            shares.append(share * target_mass(self._loss.loss_fn, targets).to(share))
         chosen = output_directions(torch.cat(logits).softmax(1), torch.cat(shares), count)
         if chosen is None:
             return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastif_ext import ops
 from fastif_ext.curvature.operator import batched_vjp
-from fastif_ext.objective import Loss, is_cross_entropy, per_example
+from fastif_ext.objective import Loss, is_cross_entropy, per_example, target_mass
 
 OutputHessian = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -45,7 +45,8 @@ class OutputCurvature:
         """What products need, from the rows' outputs."""
         at = outputs.detach()
         if self._over_classes(at):
-            return Outputs(at.softmax(1), targets, weights)
+            mass = target_mass(self._loss_fn, targets)
+            return Outputs(at.softmax(1), targets, weights * mass.to(weights))
         if self._own is not None:
             return Outputs(at, targets, weights)
         with torch.enable_grad():

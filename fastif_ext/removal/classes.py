@@ -125,9 +125,12 @@ def remove_class(
         ("linearisations", linearisations),
         ("samples", samples),
         ("removed_samples", removed_samples),
+        ("max_steps", max_steps),
     ):
         if value is not None and value < 1:
             raise ValueError(f"remove_class: {name} must be at least 1, got {value}")
+    if step_norm is not None and not step_norm > 0:
+        raise ValueError(f"remove_class: step_norm must be positive, got {step_norm}")
     train = map_style("remove_class: train", train)
     test = None if test is None else map_style("remove_class: test", test)
     solve.setdefault("solver", "cg" if protocol == "default" else "lissa")
