@@ -105,10 +105,7 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
         if len(data) != 2:
             raise ValueError(f"data must be (inputs, targets), got a tuple of {len(data)}")
         inputs, targets = data
-        if batch_rows(inputs) != len(targets):
-            raise ValueError(
-                f"data has {batch_rows(inputs)} inputs and {len(targets)} targets; they must match"
-            )
+        _check_lengths("data", inputs, targets)
         for i in range(0, len(targets), batch_size):
             part = slice(i, i + batch_size)
             yield cut(inputs, part), targets[part]
@@ -117,6 +114,13 @@ def batches(data: Data, batch_size: int = BATCH) -> Iterator[tuple[Any, Any]]:
     else:
         raise TypeError(
             f"data must be (inputs, targets), a Dataset or a DataLoader, got {type(data).__name__}"
+        )
+
+
+def _check_lengths(name: str, inputs: Any, targets: Tensor) -> None:
+    if batch_rows(inputs) != len(targets):
+        raise ValueError(
+            f"{name} has {batch_rows(inputs)} inputs and {len(targets)} targets; they must match"
         )
 
 
@@ -216,11 +220,7 @@ def map_style(name: str, data: Rows) -> Dataset[Any]:
     """
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
         inputs, targets = data
-        if batch_rows(inputs) != len(targets):
-            raise ValueError(
-                f"{name} has {batch_rows(inputs)} inputs and {len(targets)} targets; they must "
-                f"match"
-            )
+        _check_lengths(name, inputs, targets)
         return TensorDataset(inputs, targets) if isinstance(inputs, Tensor) else _Pairs(*data)
     if not has_rows(data):
         remedy = "; pass its .dataset" if isinstance(data, DataLoader) else ""

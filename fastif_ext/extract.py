@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,17 +78,8 @@ def extract(
     if store is not None:
         writer = stores.Writer(Path(store), model, loader, layer)
         if not writer.complete:
-            batches = stream(
-                model,
-                loader,
-                layer=layer,
-                device=device,
-                progress=progress,
-                first_batch=writer.batches,
-                first_row=writer.rows,
-            )
-            with closing(batches):
-                writer.read(batches)
+            options: dict[str, Any] = {"layer": layer, "device": device, "progress": progress}
+            writer.read_on(model, loader, first_row=writer.rows, **options)
             writer.finish()
         return open_store(store)
     read = [

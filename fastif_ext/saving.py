@@ -6,11 +6,15 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from fastif_ext.stream import ExtractedBatch
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fastif_ext.stream import ExtractedBatch, Layer, stream
 
 SAVE_EVERY = 30.0  # seconds
 SHARE = 0.05  # of the time may go into saving: large states are saved less often
@@ -53,6 +57,32 @@ class Resumable(ABC):
         """How many are done."""
         self._saved = batches
         self._due = time.monotonic() + SAVE_EVERY
+
+    def read_on(
+        self,
+        model: nn.Module | None,
+        loader: DataLoader[Any],
+        *,
+        first_row: int,
+        layer: Layer,
+        device: torch.device | str | None,
+        progress: bool,
+    ) -> None:
+        """Take in what follows of a pass of the model over the loader, from its row `first_row` on.
+
+        The model is as it was found afterwards, whoever keeps an error's traceback.
+        """
+        batches = stream(
+            model,
+            loader,
+            layer=layer,
+            device=device,
+            progress=progress,
+            first_batch=self.batches,
+            first_row=first_row,
+        )
+        with closing(batches):
+            self.read(batches)
 
     def read(self, batches: Iterable[ExtractedBatch]) -> None:
         """Take in the batches that follow; save now and then, and where it is interrupted."""

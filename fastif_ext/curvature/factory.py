@@ -52,13 +52,13 @@ def make_curvature(
     if not is_cross_entropy(loss_fn):
         raise ValueError("curvature='linear-softmax' needs cross-entropy; use 'gauss-newton'")
     selection = Selection(model, params)
-    own = Selection(model, last_linear(model))
+    layer = last_linear(model)
+    own = Selection(model, layer)
     if selection.mask is not None or list(selection.touched) != list(own.touched):
         raise ValueError(
             f"curvature='linear-softmax' is for the last nn.Linear, params={list(own.touched)}; "
             f"got {', '.join(selection.touched)}"
         )
-    layer = last_linear(model)
     uses = [p for _, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
     frozen = layer.bias is not None and layer.bias.requires_grad != layer.weight.requires_grad
     if len(uses) > 1 or frozen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from typing import Any
 
 import torch
@@ -61,17 +60,9 @@ def drive(
         "data": fingerprint.of_data(loader),
     }
     checkpoint = Checkpoint(state, fold, made_of)
-    batches = stream(
-        model,
-        loader,
-        layer=layer,
-        device=device,
-        progress=progress,
-        first_batch=checkpoint.batches,
-        first_row=fold.rows,
+    checkpoint.read_on(
+        model, loader, first_row=fold.rows, layer=layer, device=device, progress=progress
     )
-    with closing(batches):  # the model is as it was found, whoever keeps an error's traceback
-        checkpoint.read(batches)
     sampler = fold.finish()
     checkpoint.remove()
     return sampler
